@@ -1,0 +1,48 @@
+# Every target works in a fresh clone: `setup` makes .venv once, and again when the requirements change.
+# PYTHON chooses the interpreter that makes the environment; set VENV to use one that is there already.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.v4graph-setup
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint format type nano bodies clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make .venv and install v4graph with every extra (once)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[export,ort,hub,dev]'
+	@touch $@
+
+demo: setup ## Checkpoint to text: export nano, build, generate, held-out bits per byte
+	@PATH="$(abspath $(BIN)):$$PATH" sh docs/demo.sh
+
+test: setup ## The fast tests (no GPU; at most 8 minutes on 2 cores)
+	$(BIN)/pytest -q -m "not slow and not gpu" tests
+
+test-slow: setup ## The slow proofs (no GPU; at most 17 minutes on 2 cores)
+	$(BIN)/pytest -q -m "slow and not gpu" tests
+
+lint: setup ## ruff: lint and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup ## ruff: sort imports and format
+	$(BIN)/ruff check --select I --fix .
+	$(BIN)/ruff format .
+
+type: setup ## mypy --strict on the four packages
+	$(BIN)/mypy
+
+nano: setup ## Train the nano checkpoint again (up to 90 minutes)
+	$(BIN)/python -m tools.nano
+
+bodies: setup ## Rebuild the prebuilt function bodies of the custom ops
+	$(BIN)/python -m v4graph_export.bodies
+
+clean: ## Remove what the targets above wrote, the environment excepted
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,107 @@
+"""State of a batch of slots: positions on the host, and the tensors that the graph updates.
+
+Every state tensor is addressed by absolute position (design.md, section 4), so rolling back and
+resetting only change positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from v4graph.errors import SessionError
+from v4graph.manifest import Manifest
+
+Array = npt.NDArray[np.generic]
+Int32 = npt.NDArray[np.int32]
+
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class StateTensor:
+    """One state tensor of one layer: graph input `name`, graph output `output`."""
+
+    name: str
+    output: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one buffer."""
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+    def allocate(self) -> Array:
+        """Return zeros; pages are not touched before the graph writes them."""
+        raw = np.zeros(self.nbytes + ALIGNMENT, np.uint8)
+        offset = -raw.ctypes.data % ALIGNMENT
+        return raw[offset : offset + self.nbytes].view(self.dtype).reshape(self.shape)
+
+
+def state_tensors(manifest: Manifest, batch: int) -> Iterator[StateTensor]:
+    """Yield every state tensor of the model, at the manifest's capacity."""
+    for state in manifest.states:
+        shape = (batch, state.rows(manifest.max_seq_len), *(int(size) for size in state.shape[2:]))
+        for layer in state.layers:
+            index = str(layer)
+            yield StateTensor(
+                state.name.replace("{i}", index), state.output.replace("{i}", index), shape, state.dtype
+            )
+
+
+class Positions:
+    """Tokens held by each slot, and the highest position that each slot ever wrote.
+
+    A ring keeps `slack` rows more than the model reads, so a slot can go back to `slack` tokens
+    below its highest position since its last reset; what lay before is overwritten.
+    """
+
+    def __init__(self, batch: int, capacity: int, slack: int) -> None:
+        self.capacity = capacity
+        self.slack = slack
+        self.tokens: Int32 = np.zeros(batch, np.int32)
+        self._highest: Int32 = np.zeros(batch, np.int32)
+
+    def check_room(self, num_tokens: Int32) -> None:
+        """Refuse tokens that do not fit.
+
+        Raises:
+            SessionError: names the first slot without room.
+        """
+        needed = self.tokens.astype(np.int64) + num_tokens
+        for slot in np.flatnonzero(needed > self.capacity)[:1]:
+            raise SessionError(
+                f"slot {slot}: {num_tokens[slot]} tokens after {self.tokens[slot]} need {needed[slot]} positions "
+                f"but the engine holds {self.capacity}; export again with "
+                f"`v4graph export --max-seq-len {needed[slot]}` or reset the slot."
+            )
+
+    def advance(self, num_tokens: Int32) -> None:
+        """Count tokens that the graph has written."""
+        self.tokens += num_tokens
+        np.maximum(self._highest, self.tokens, out=self._highest)
+
+    def rollback(self, tokens: Int32) -> None:
+        """Take the last `tokens` [B] of each slot back.
+
+        Raises:
+            SessionError: a slot holds fewer tokens, or its rings no longer hold what came before.
+        """
+        oldest = np.maximum(self._highest - self.slack, 0)
+        possible = np.maximum(self.tokens - oldest, 0)
+        for slot in np.flatnonzero(tokens > possible)[:1]:
+            raise SessionError(
+                f"slot {slot}: cannot roll back {tokens[slot]} tokens from position {self.tokens[slot]}, "
+                f"{possible[slot]} are possible (its highest position was {self._highest[slot]} and the engine "
+                f"keeps {self.slack} more); export with a larger `--rollback-slack`, or reset the slot."
+            )
+        self.tokens -= tokens
+
+    def reset(self, slots: Sequence[int] | npt.NDArray[np.int64]) -> None:
+        """Empty the slots: masks are positional, so their tensors need no clearing."""
+        self.tokens[slots] = 0
+        self._highest[slots] = 0

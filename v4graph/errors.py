@@ -1,0 +1,40 @@
+"""Typed errors; each message is one sentence: what, where, expected and got, how to fix."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class V4GraphError(Exception):
+    """Base of every error that a user can cause; the command line prints it and exits with 2."""
+
+
+class ConfigError(V4GraphError):
+    """config.json is missing, malformed, or describes a model that v4graph does not know."""
+
+
+class CheckpointError(V4GraphError):
+    """A checkpoint's files or tensors are missing, truncated, or not what its config promises."""
+
+
+class ManifestError(V4GraphError):
+    """A graph or engine directory does not hold what its manifest says, or is of another version."""
+
+
+class ExportError(V4GraphError):
+    """A model cannot be lowered with the requested numerics, dtype or options."""
+
+
+class EngineError(V4GraphError):
+    """An engine cannot be built or opened on this machine."""
+
+
+class SessionError(V4GraphError):
+    """A session was asked for something that its engine or its state cannot do."""
+
+
+def near_match(name: str, known: Iterable[str]) -> str:
+    """Return `"; did you mean 'x'?"` for the nearest known name, or an empty string."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{matches[0]}'?" if matches else ""
