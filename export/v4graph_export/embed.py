@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
-from v4graph.checkpoint import Checkpoint
 from v4graph.manifest import Binding, Manifest
+
+if TYPE_CHECKING:
+    from v4graph.checkpoint import Checkpoint
 
 WEIGHTS_FILE = "weights.safetensors"
 _SAFETENSORS = {"float32": "F32", "bfloat16": "BF16", "int8": "I8", "int64": "I64"}

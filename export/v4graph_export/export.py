@@ -14,13 +14,12 @@ from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import onnx
 import onnx_ir as ir
 
 from v4graph import __version__
-from v4graph.checkpoint import Checkpoint
 from v4graph.config import ModelConfig
 from v4graph.errors import ExportError
 from v4graph.manifest import FloatType, Manifest, Numerics
@@ -32,6 +31,9 @@ from v4graph_export.embed import embed_weights
 from v4graph_export.flavour import Flavour, check_flavour
 from v4graph_export.functions import walk
 from v4graph_export.states import model_states, round_capacity
+
+if TYPE_CHECKING:
+    from v4graph.checkpoint import Checkpoint
 
 MODEL_FILE = "model.onnx"
 COMPANIONS = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json")

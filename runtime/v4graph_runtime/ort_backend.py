@@ -56,8 +56,14 @@ def open_model(path: Path, options: OrtOptions) -> Any:
     try:
         return ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's error classes share no base but Exception
-        reason = str(error).splitlines()[0]
-        raise EngineError(f"{path}: onnxruntime {ort.__version__} cannot load it: {reason}") from error
+        raise EngineError(
+            f"{path}: onnxruntime {ort.__version__} cannot load it: {first_line(error)}"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text; onnxruntime appends stack frames to some."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def as_bindable(array: Array) -> Array:
@@ -126,10 +132,17 @@ class OrtBackend:
         return ort.OrtValue.ortvalue_from_numpy(array)
 
     def run(self, inputs: Mapping[str, Array], logits: npt.NDArray[np.float32]) -> None:
-        """Run the graph once on input_ids, start_pos and num_tokens; `logits` receives its output."""
+        """Run the graph once on input_ids, start_pos and num_tokens; `logits` receives its output.
+
+        Raises:
+            EngineError: onnxruntime failed; the states of slots with new tokens are then undefined.
+        """
         binding = self._bindings[0]
         for name, array in inputs.items():
             binding.bind_ortvalue_input(name, self._value(array))
         binding.bind_ortvalue_output("logits", self._value(logits))
-        self._session.run_with_iobinding(binding)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # see open_model
+            raise EngineError(f"onnxruntime failed while running the graph: {first_line(error)}") from error
         self._bindings.reverse()

@@ -6,7 +6,7 @@ resetting only change positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from v4graph.manifest import Manifest
 
 Array = npt.NDArray[np.generic]
 Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
 
 ALIGNMENT = 64
 
@@ -66,13 +67,13 @@ class Positions:
         self.tokens: Int32 = np.zeros(batch, np.int32)
         self._highest: Int32 = np.zeros(batch, np.int32)
 
-    def check_room(self, num_tokens: Int32) -> None:
+    def check_room(self, num_tokens: Int64) -> None:
         """Refuse tokens that do not fit.
 
         Raises:
             SessionError: names the first slot without room.
         """
-        needed = self.tokens.astype(np.int64) + num_tokens
+        needed = self.tokens + num_tokens
         for slot in np.flatnonzero(needed > self.capacity)[:1]:
             raise SessionError(
                 f"slot {slot}: {num_tokens[slot]} tokens after {self.tokens[slot]} need {needed[slot]} positions "
@@ -85,7 +86,7 @@ class Positions:
         self.tokens += num_tokens
         np.maximum(self._highest, self.tokens, out=self._highest)
 
-    def rollback(self, tokens: Int32) -> None:
+    def rollback(self, tokens: Int64) -> None:
         """Take the last `tokens` [B] of each slot back.
 
         Raises:
@@ -99,9 +100,9 @@ class Positions:
                 f"{possible[slot]} are possible (its highest position was {self._highest[slot]} and the engine "
                 f"keeps {self.slack} more); export with a larger `--rollback-slack`, or reset the slot."
             )
-        self.tokens -= tokens
+        self.tokens -= tokens.astype(np.int32)
 
-    def reset(self, slots: Sequence[int] | npt.NDArray[np.int64]) -> None:
+    def reset(self, slots: Int64) -> None:
         """Empty the slots: masks are positional, so their tensors need no clearing."""
         self.tokens[slots] = 0
         self._highest[slots] = 0

@@ -91,8 +91,8 @@ def _kinds_from_ratios(raw: Raw, source: str) -> list[_Kind]:
     for i, ratio in enumerate(items(raw, "compress_ratios", source)):
         if isinstance(ratio, bool) or not isinstance(ratio, int) or ratio not in RATIO_TYPES:
             raise ConfigError(
-                f"{source}: compress_ratios[{i}] is {ratio!r}, an unknown compress ratio; expected 0, 4 or 128 "
-                "(other ratios need the form with layer_types and compress_rates)."
+                f"{source}: compress_ratios[{i}] is {ratio!r}, an unknown compress ratio; expected 0, 4 "
+                "or 128 (other ratios need the form with layer_types and compress_rates)."
             )
         kinds.append((TYPE_KINDS[RATIO_TYPES[ratio]], ratio))
     return kinds
