@@ -42,7 +42,7 @@ nano: setup ## Train the nano checkpoint again (up to 90 minutes)
 	$(BIN)/python -m tools.nano
 
 bodies: setup ## Rebuild the prebuilt function bodies of the custom ops
-	$(BIN)/python -m v4graph_export.bodies
+	$(BIN)/python -m v4graph_export.rebuild_bodies
 
 clean: ## Remove what the targets above wrote, the environment excepted
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

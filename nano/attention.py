@@ -9,8 +9,8 @@ Source: transformers 5.23 models/deepseek_v4; the indexer loss follows the DeepS
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, DeepseekV4ForCausalLM
 from transformers.masking_utils import eager_mask
 
@@ -20,13 +20,14 @@ NAME = "nano_windowed"
 class IndexerLoss:
     """Teaches the indexer, which gets no gradient through top-k, what the attention wants.
 
-    The loss is the KL divergence from the attention's distribution over all visible compressed entries, averaged
-    over heads, to the softmax of the index scores. Neither side's gradient leaves the indexer.
+    The loss is the KL divergence from the attention's distribution over all visible compressed entries,
+    averaged over heads, to the softmax of the index scores. Neither side's gradient leaves the indexer.
     """
 
     def __init__(self, model: DeepseekV4ForCausalLM):
         self.losses: list[Tensor] = []
         self.scores: dict[nn.Module, Tensor] = {}
+        module: Any
         for module in model.modules():
             indexer = getattr(getattr(module, "compressor", None), "indexer", None)
             if indexer is not None:
@@ -46,7 +47,7 @@ class IndexerLoss:
         visible = torch.arange(T) < ((torch.arange(S) + 1) // ratio)[:, None]
         target = logits.detach().float().masked_fill(~visible, -1e9).softmax(-1).mean(1)
         scores = self.scores.pop(attention).float().masked_fill(~visible, -1e9)
-        kl = F.kl_div(scores.log_softmax(-1), target, reduction="none").sum(-1)
+        kl = functional.kl_div(scores.log_softmax(-1), target, reduction="none").sum(-1)
         self.losses.append(kl[:, ratio - 1 :].mean())
 
     def _keep_scores(self, attention: nn.Module) -> Any:
@@ -63,7 +64,7 @@ def _detach_inputs(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ..
 
 
 def windowed_attention(
-    module: nn.Module, query: Tensor, key: Tensor, _value: Tensor, attention_mask: Tensor, **kwargs: Any
+    module: Any, query: Tensor, key: Tensor, _value: Tensor, attention_mask: Tensor, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """Attend from `query` [B, H, S, D] to `key` [B, 1, S + T, D]: S tokens, then T compressed entries.
 
@@ -73,7 +74,7 @@ def windowed_attention(
     W = module.sliding_window
     scaled = query * kwargs["scaling"]
     tokens, entries = key[:, 0, :S], key[:, 0, S:]
-    pairs = F.pad(tokens, (0, 0, W, 0)).unfold(1, 2 * W, W).transpose(2, 3)  # [B, N, 2W, D]
+    pairs = functional.pad(tokens, (0, 0, W, 0)).unfold(1, 2 * W, W).transpose(2, 3)  # [B, N, 2W, D]
     blocks = scaled.view(B, H, S // W, W, D).transpose(1, 2).reshape(B, S // W, H * W, D)
     near = (blocks @ pairs.transpose(2, 3)).view(B, S // W, H, W, 2 * W)
     near = near.transpose(1, 2) + _window_bias(S, W)

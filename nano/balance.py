@@ -6,7 +6,7 @@ Source: DeepSeek-V3 report, section 2.1.2.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DeepseekV4ForCausalLM
 
 
@@ -15,7 +15,7 @@ class LoadBalance:
 
     def __init__(self, model: DeepseekV4ForCausalLM, rate: float):
         self.rate = rate
-        self.loads: dict[nn.Module, Tensor] = {}
+        self.loads: dict[Any, Tensor] = {}
         for module in model.modules():
             if hasattr(module, "e_score_correction_bias"):
                 module.register_forward_hook(self._count)
@@ -30,7 +30,7 @@ class LoadBalance:
         self.loads.clear()
         return worst
 
-    def _count(self, router: nn.Module, _inputs: Any, outputs: tuple[Tensor, Tensor, Tensor]) -> None:
+    def _count(self, router: Any, _inputs: Any, outputs: tuple[Tensor, Tensor, Tensor]) -> None:
         if router.training:
             load = torch.bincount(outputs[2].flatten(), minlength=len(router.e_score_correction_bias)).float()
             self.loads[router] = self.loads.get(router, 0) + load

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from nano.text import Chapter
 
-# Most sequences are four times the attention window; every fourth batch is one long sequence, so that compressed
-# entries are read far beyond what the window sees.
+# Most sequences are four times the attention window; every fourth batch is one long sequence, so that
+# compressed entries are read far beyond what the window sees.
 SHAPES = ((4, 512), (4, 512), (4, 512), (1, 2048))
 
 
@@ -40,15 +40,15 @@ def batches(stream: Stream, seed: int) -> Iterator[Tensor]:
 
 
 def _windows(stream: Stream, S: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield windows: each chapter's first S tokens, and its later ones at jittered places, in random order."""
+    """Yield windows: each chapter's first S tokens, its later ones at jittered places, in random order."""
     last = len(stream.ids) - S - 1
     ends = [*stream.starts[1:], len(stream.ids)]
     while True:
         places = []
         for start, end in zip(stream.starts, ends, strict=True):
-            later = torch.arange(start + S, end, S)
-            jitter = torch.randint(-S // 2, S // 2, later.shape, generator=generator)
-            places += [start, *(later + jitter).tolist()]
+            later = range(start + S, end, S)
+            jitter = torch.randint(-S // 2, S // 2, (len(later),), generator=generator).tolist()
+            places += [start, *(place + shift for place, shift in zip(later, jitter, strict=True))]
         for index in torch.randperm(len(places), generator=generator).tolist():
             place = min(places[index], last)
             yield stream.ids[place : place + S + 1]

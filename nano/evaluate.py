@@ -3,8 +3,8 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
+from torch.nn import functional
 from transformers import DeepseekV4ForCausalLM
 
 from nano.text import Chapter
@@ -21,7 +21,7 @@ def bits_per_byte(model: DeepseekV4ForCausalLM, tokenizer: Tokenizer, chapters: 
     for chapter in chapters:
         ids = torch.tensor([[0, *tokenizer.encode(chapter.text).ids]])
         logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
-        nats += F.cross_entropy(logits.float(), ids[0, 1:], reduction="sum").item()
+        nats += functional.cross_entropy(logits.float(), ids[0, 1:], reduction="sum").item()
     return nats / math.log(2) / sum(len(chapter.text.encode()) for chapter in chapters)
 
 

@@ -1,4 +1,4 @@
-"""Rounding of expert weights to FP4 (e2m1, one power-of-two scale per 32), as the checkpoint will store them."""
+"""Expert weights -> FP4 (e2m1, one power-of-two scale per 32), as the checkpoint will store them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ GRID = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 
 
 def round_fp4(weight: Tensor) -> Tensor:
-    """Return `weight` [..., K] on the FP4 grid; each 32 neighbours along K share a scale 2^ceil(log2(max/6))."""
+    """Return `weight` [..., K] on the FP4 grid; 32 neighbours along K share a scale 2^ceil(log2(max/6))."""
     blocks = weight.unflatten(-1, (-1, BLOCK))
     largest = blocks.abs().amax(-1, keepdim=True).clamp(min=LARGEST * 2.0**-126)
     scale = torch.exp2(torch.ceil(torch.log2(largest / LARGEST)))

@@ -124,7 +124,7 @@ def build_model(seed: int) -> DeepseekV4ForCausalLM:
             initialise(name, parameter)
         for name, buffer in model.named_buffers():
             if name.endswith("tid2eid"):
-                buffer.copy_(hash_table(*buffer.shape, OFFICIAL["n_routed_experts"]))
+                buffer.copy_(hash_table(buffer.shape[0], buffer.shape[1], OFFICIAL["n_routed_experts"]))
     return model
 
 

@@ -13,13 +13,15 @@ PACKAGES = ("bible-kjv-text", "bible-kjv")
 WHOLE_TEXT = "ge1:1-re22:21"
 VERSE = re.compile(r"(\d?[A-Za-z]+)(\d+):(\d+) (.*)")
 BOOKS = (
-    "Genesis,Exodus,Leviticus,Numbers,Deuteronomy,Joshua,Judges,Ruth,1 Samuel,2 Samuel,1 Kings,2 Kings,"
-    "1 Chronicles,2 Chronicles,Ezra,Nehemiah,Esther,Job,Psalm,Proverbs,Ecclesiastes,Song of Solomon,Isaiah,"
-    "Jeremiah,Lamentations,Ezekiel,Daniel,Hosea,Joel,Amos,Obadiah,Jonah,Micah,Nahum,Habakkuk,Zephaniah,Haggai,"
-    "Zechariah,Malachi,Matthew,Mark,Luke,John,Acts,Romans,1 Corinthians,2 Corinthians,Galatians,Ephesians,"
-    "Philippians,Colossians,1 Thessalonians,2 Thessalonians,1 Timothy,2 Timothy,Titus,Philemon,Hebrews,James,"
-    "1 Peter,2 Peter,1 John,2 John,3 John,Jude,Revelation"
-).split(",")
+    "Genesis", "Exodus", "Leviticus", "Numbers", "Deuteronomy", "Joshua", "Judges", "Ruth", "1 Samuel",
+    "2 Samuel", "1 Kings", "2 Kings", "1 Chronicles", "2 Chronicles", "Ezra", "Nehemiah", "Esther",
+    "Job", "Psalm", "Proverbs", "Ecclesiastes", "Song of Solomon", "Isaiah", "Jeremiah", "Lamentations",
+    "Ezekiel", "Daniel", "Hosea", "Joel", "Amos", "Obadiah", "Jonah", "Micah", "Nahum", "Habakkuk",
+    "Zephaniah", "Haggai", "Zechariah", "Malachi", "Matthew", "Mark", "Luke", "John", "Acts", "Romans",
+    "1 Corinthians", "2 Corinthians", "Galatians", "Ephesians", "Philippians", "Colossians",
+    "1 Thessalonians", "2 Thessalonians", "1 Timothy", "2 Timothy", "Titus", "Philemon", "Hebrews",
+    "James", "1 Peter", "2 Peter", "1 John", "2 John", "3 John", "Jude", "Revelation",
+)  # fmt: skip
 HELD_OUT_EVERY = 37
 
 
@@ -89,7 +91,7 @@ def _run(command: list[str], folder: Path) -> str:
         said = getattr(error, "stderr", b"") or b""
         raise TextError(
             f"{' '.join(command)} failed: {error} {said.decode(errors='replace').strip()}\n"
-            "The text comes from the Debian packages bible-kjv-text and bible-kjv (which needs libreadline8). "
+            "The text comes from the Debian packages bible-kjv-text and bible-kjv (needs libreadline8). "
             "Run `apt-get update` first; without Debian's archive, make the file elsewhere with "
             f"`bible -f {WHOLE_TEXT} > kjv.txt` and give it with --data kjv.txt."
         ) from error

@@ -1,7 +1,7 @@
 """Train nano: book -> tokenizer -> weights in transformers' format, the same for the same seed.
 
-`python -m nano.train --out DIR` writes DIR (model, tokenizer, heldout.txt, training.json); `v4graph pack` then
-converts it to the official FP8 and FP4 storage.
+`python -m nano.train --out DIR` writes DIR (model, tokenizer, heldout.txt, training.json); `v4graph pack`
+then converts it to the official FP8 and FP4 storage.
 """
 
 import json
@@ -15,10 +15,10 @@ from pathlib import Path
 
 import click
 import torch
-import torch.nn.functional as F
 from rich.progress import track
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.nn import functional
 from transformers import DeepseekV4ForCausalLM
 
 from nano.attention import NAME, IndexerLoss, use_windowed_attention
@@ -32,7 +32,7 @@ from nano.text import Chapter, TextError, fetch_text, read_chapters, split_chapt
 from nano.tokenizer import save_tokenizer, train_tokenizer
 
 logger = logging.getLogger("nano")
-STEPS = 1300
+STEPS = 800
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Recipe:
 
 
 class Trainer:
-    """One model with its optimisers and its two side channels, the indexer's loss and the experts' balance."""
+    """One model with its optimisers and two side channels, the indexer's loss and the experts' balance."""
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
@@ -68,7 +68,7 @@ class Trainer:
         self.balance = LoadBalance(self.model, recipe.balance_rate)
         matrices, others = split_parameters(self.model)
         self.others = others
-        self.experts = [p for name, p in self.model.named_parameters() if ".experts." in name]
+        self.experts: list[Tensor] = [p for name, p in self.model.named_parameters() if ".experts." in name]
         decay = recipe.weight_decay
         self.optimisers: list[tuple[torch.optim.Optimizer, float]] = [
             (Muon(matrices, recipe.muon_lr, weight_decay=decay), recipe.muon_lr),
@@ -96,15 +96,16 @@ class Trainer:
     def _backward(self, ids: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             logits = self.model(input_ids=ids[:, :-1], use_cache=False).logits
-        loss = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
+        loss = functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
         indexer = self.indexer.take()
         ((loss + indexer) / self.recipe.micro_batches).backward()
         return torch.stack([loss, indexer]).detach()
 
 
 def split_parameters(model: DeepseekV4ForCausalLM) -> tuple[list[Tensor], list[Tensor]]:
-    """Return (matrices for Muon, the rest for AdamW): embedding, head, routers, mHC and vectors go to AdamW."""
-    matrices, others = [], []
+    """Return (matrices for Muon, the rest for AdamW): embedding, head, routers, mHC, vectors."""
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
     for name, parameter in model.named_parameters():
         hidden = name.endswith(("_proj", "_proj.weight"))
         (matrices if hidden else others).append(parameter)
@@ -131,32 +132,46 @@ def run(recipe: Recipe, chapters: tuple[list[Chapter], list[Chapter]], work_dir:
     begin, seen = time.monotonic(), 0
     logger.info("%d training tokens, %d stored bytes", len(stream.ids), stored_bytes(trainer.model))
     for step in track(range(recipe.steps), "training", update_period=5):
-        facts = trainer.step(step, source)
+        measured = trainer.step(step, source)
         seen += 2048 * recipe.micro_batches
         if step % 10 == 0:
-            told = " ".join(f"{key} {value:.3f}" for key, value in facts.items())
+            told = " ".join(f"{key} {value:.3f}" for key, value in measured.items())
             logger.info("step %d %s, %.0f s", step, told, time.monotonic() - begin)
         if (step + 1) % max(1, recipe.steps // recipe.checkpoints) == 0 and step + 1 < recipe.steps:
             save(trainer.model, tokenizer, work_dir / f"step-{step + 1:05d}")
             logger.info("held-out bits per byte %.4f", bits_per_byte(trainer.model, tokenizer, held_out))
     save(trainer.model, tokenizer, out)
     seconds = time.monotonic() - begin
+    facts = {"tokens_seen": seen, "training_tokens": len(stream.ids), "seconds": round(seconds)}
+    report(trainer, tokenizer, held_out, facts, out)
+
+
+def report(
+    trainer: Trainer, tokenizer: Tokenizer, held_out: list[Chapter], facts: dict[str, float], out: Path
+) -> None:
+    """Score the trained model; write heldout.txt, and training.json with the recipe, `facts` and scores."""
+    model = trainer.model
     with rounded(trainer.experts):
-        fp4 = bits_per_byte(trainer.model, tokenizer, held_out)
+        fp4 = bits_per_byte(model, tokenizer, held_out)
     result = {
-        **asdict(recipe), "tokens_seen": seen, "training_tokens": len(stream.ids), "seconds": round(seconds),
-        "heldout_bits_per_byte": bits_per_byte(trainer.model, tokenizer, held_out),
-        "heldout_bits_per_byte_fp4_experts": fp4, "stored_bytes": stored_bytes(trainer.model),
+        **asdict(trainer.recipe),
+        **facts,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "stored_bytes": stored_bytes(model),
+        "heldout_bits_per_byte": bits_per_byte(model, tokenizer, held_out),
+        "heldout_bits_per_byte_fp4_experts": fp4,
         "heldout_chapters": [chapter.title for chapter in held_out],
-    }  # fmt: skip
+        "sample": sample(model, tokenizer, "Genesis 1\nIn the beginning"),
+    }
     (out / "training.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     (out / "heldout.txt").write_text("\n".join(chapter.text for chapter in held_out), "ascii")
     logger.info("%s", result)
-    logger.info("sample:\n%s", sample(trainer.model, tokenizer, "Genesis 1\nIn the beginning"))
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the trained checkpoint.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder of the trained checkpoint."
+)
 @click.option("--work-dir", type=click.Path(path_type=Path), default=Path("build/nano"), show_default=True,
               help="Packages, text and intermediate checkpoints.")  # fmt: skip
 @click.option("--data", type=click.Path(path_type=Path, exists=True), help="Verses already extracted.")

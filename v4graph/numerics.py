@@ -88,8 +88,8 @@ def ceil_scale(amax: Array, limit: float) -> Array:
     """
     product = np.asarray(amax, np.float32) * np.float32(1 / limit)
     bits = product.view(np.uint32)
-    exponent = (bits >> np.uint32(23)) & np.uint32(255)
-    exponent = exponent + ((bits & np.uint32(0x7FFFFF)) != 0)
+    exponent: npt.NDArray[np.uint32] = (bits >> np.uint32(23)) & np.uint32(255)
+    exponent += (bits & np.uint32(0x7FFFFF)) != 0
     return exponent.astype(np.uint8).view(E8M0)
 
 

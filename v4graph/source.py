@@ -15,7 +15,8 @@ from v4graph.config import FILE_NAME, PRESETS, ModelConfig
 from v4graph.errors import CheckpointError, ConfigError
 
 SMALL_FILES = (FILE_NAME, "generation_config.json", "tokenizer*.json", "special_tokens_map.json")
-WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
+WEIGHTS_SUFFIX = ".safetensors"
+WEIGHT_FILES = (f"*{WEIGHTS_SUFFIX}", f"*{WEIGHTS_SUFFIX}.index.json")
 # Folders of a repository hold other forms of the same model; v4graph reads the top level.
 _FOLDERS = "*/*"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -50,11 +51,12 @@ def resolve(name: str, *, allow_unknown: bool = False, weights: bool = False) ->
     path = Path(name).expanduser()
     if not path.exists() and name not in PRESETS and _REPOSITORY.fullmatch(name):
         path = _download(name, weights)
-    if path.is_dir() and any(path.glob("*.safetensors*")):
+    folder = path if path.is_dir() else path.parent if path.suffix == WEIGHTS_SUFFIX else None
+    if folder is not None and path.exists() and any(folder.glob(f"*{WEIGHTS_SUFFIX}*")):
         checkpoint = Checkpoint.open(path, allow_unknown_config_keys=allow_unknown)
-        return Source(name, checkpoint.config, checkpoint, path)
+        return Source(name, checkpoint.config, checkpoint, folder)
     config = ModelConfig.load(path if path.exists() else name, allow_unknown=allow_unknown)
-    return Source(name, config, path=path if path.is_dir() else None)
+    return Source(name, config, path=folder)
 
 
 def open_checkpoint(name: str, *, allow_unknown: bool = False) -> Checkpoint:
@@ -62,11 +64,17 @@ def open_checkpoint(name: str, *, allow_unknown: bool = False) -> Checkpoint:
 
     Raises:
         ConfigError: as `resolve`.
-        CheckpointError: as `resolve`, or this is a config without weights.
+        CheckpointError: there is no such directory, its files cannot be opened, or it has no weights.
     """
+    if not Path(name).expanduser().exists() and not _REPOSITORY.fullmatch(name):
+        raise CheckpointError(
+            f"{name}: no such directory; give a checkpoint directory or a Hub repository id (org/name)."
+        )
     checkpoint = resolve(name, allow_unknown=allow_unknown, weights=True).checkpoint
     if checkpoint is None:
-        raise CheckpointError(f"{name}: a config without weights; give a directory with *.safetensors files.")
+        raise CheckpointError(
+            f"{name}: no weights here; give a directory with *{WEIGHTS_SUFFIX} files and their config.json."
+        )
     return checkpoint
 
 

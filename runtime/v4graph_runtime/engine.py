@@ -30,7 +30,8 @@ def open_engine(directory: Path) -> Manifest:
     rebuild = f"build it again with `v4graph build GRAPH_DIR {directory} --backend ort`"
     if manifest.backend not in BACKENDS:
         raise EngineError(
-            f"{directory}: built for backend '{manifest.backend}', this runtime has {', '.join(BACKENDS)}; {rebuild}."
+            f"{directory}: built for backend '{manifest.backend}', this runtime has "
+            f"{', '.join(BACKENDS)}; {rebuild}."
         )
     check_dtype(directory, manifest)
     check_ops(directory, manifest)

@@ -102,7 +102,8 @@ class OrtBackend:
         got = known | self._weights.keys()
         for name in sorted(wanted - got):
             raise EngineError(
-                f"{path}: graph input '{name}' is neither a state nor a weight of the manifest; export it again."
+                f"{path}: graph input '{name}' is neither a state nor a weight of the manifest; "
+                "export it again."
             )
         for name in sorted(got - wanted):
             raise EngineError(

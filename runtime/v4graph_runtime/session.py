@@ -133,7 +133,9 @@ class Session:
         """
         counts = self._per_slot("tokens", tokens)
         if (counts < 0).any():
-            raise SessionError(f"tokens is {counts.tolist()}, expected numbers of tokens to take back, 0 or more.")
+            raise SessionError(
+                f"tokens is {counts.tolist()}, expected numbers of tokens to take back, 0 or more."
+            )
         self._positions.rollback(counts)
 
     def reset(self, slots: Sequence[int] | None = None) -> None:
@@ -179,14 +181,16 @@ class Session:
         except EngineError as error:
             slots = np.flatnonzero(counts).tolist()
             self.reset(slots)
-            raise EngineError(f"{error} Slots {slots} were reset.") from error
+            raise EngineError(f"{error}; slots {slots} were reset.") from error
         self._positions.advance(counts)
         return logits
 
     def _per_slot(self, name: str, values: npt.ArrayLike) -> Ids:
         counts = _integers(name, values)
         if counts.shape != (self.batch,):
-            raise SessionError(f"{name} has shape {list(counts.shape)}, expected one number per slot [{self.batch}].")
+            raise SessionError(
+                f"{name} has shape {list(counts.shape)}, expected one number per slot [{self.batch}]."
+            )
         return counts
 
     def _counts(self, num_tokens: npt.ArrayLike | None, length: int) -> Ids:
@@ -194,7 +198,9 @@ class Session:
             return np.full(self.batch, length, np.int64)
         counts = self._per_slot("num_tokens", num_tokens)
         for slot in np.flatnonzero((counts < 0) | (counts > length))[:1]:
-            raise SessionError(f"slot {slot}: num_tokens is {counts[slot]}, expected 0 to {length} (ids' columns).")
+            raise SessionError(
+                f"slot {slot}: num_tokens is {counts[slot]}, expected 0 to {length} (ids' columns)."
+            )
         return counts
 
     def _check_ids(self, ids: Ids, valid: npt.NDArray[np.bool_]) -> None:
@@ -220,7 +226,9 @@ def load_weights(
             raise EngineError(f"{engine_dir}: this engine embeds its weights; open it without a checkpoint.")
         return {}
     if checkpoint is None:
-        raise EngineError(f"{engine_dir}: this engine holds no weights; name their checkpoint with --checkpoint DIR.")
+        raise EngineError(
+            f"{engine_dir}: this engine holds no weights; name their checkpoint with --checkpoint DIR."
+        )
     if isinstance(checkpoint, str | Path):
         from v4graph.checkpoint import Checkpoint
 

@@ -76,8 +76,8 @@ class Positions:
         needed = self.tokens + num_tokens
         for slot in np.flatnonzero(needed > self.capacity)[:1]:
             raise SessionError(
-                f"slot {slot}: {num_tokens[slot]} tokens after {self.tokens[slot]} need {needed[slot]} positions "
-                f"but the engine holds {self.capacity}; export again with "
+                f"slot {slot}: {num_tokens[slot]} tokens after {self.tokens[slot]} need {needed[slot]} "
+                f"positions but the engine holds {self.capacity}; export again with "
                 f"`v4graph export --max-seq-len {needed[slot]}` or reset the slot."
             )
 
@@ -97,8 +97,8 @@ class Positions:
         for slot in np.flatnonzero(tokens > possible)[:1]:
             raise SessionError(
                 f"slot {slot}: cannot roll back {tokens[slot]} tokens from position {self.tokens[slot]}, "
-                f"{possible[slot]} are possible (its highest position was {self._highest[slot]} and the engine "
-                f"keeps {self.slack} more); export with a larger `--rollback-slack`, or reset the slot."
+                f"{possible[slot]} are possible (its highest position was {self._highest[slot]} and the "
+                f"engine keeps {self.slack} more); export with a larger `--rollback-slack` or reset the slot."
             )
         self.tokens -= tokens.astype(np.int32)
 

@@ -38,7 +38,9 @@ class _Commands(click.Group):
             raise _UserError(str(error)) from error
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="v4graph")
 def main() -> None:
     """Lower a DeepSeek-V4 checkpoint to ONNX and run it.

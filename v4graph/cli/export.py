@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,10 @@ import click
 from v4graph.cli.output import allow_unknown_option, extra, json_option, print_json, progress, size
 
 if TYPE_CHECKING:
+    from v4graph.manifest import FloatType
     from v4graph.source import Source
 
-DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+DTYPES: Mapping[str, FloatType] = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 @click.command()
@@ -55,10 +57,17 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 @allow_unknown_option
 @json_option
 def export(
-    source: str, graph_dir: Path, dtype: str, dry_run: bool, allow_unknown: bool, as_json: bool, **options: Any
+    source: str,
+    graph_dir: Path,
+    dtype: str,
+    dry_run: bool,
+    allow_unknown: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
-    """Export SRC to GRAPH_DIR: model.onnx and manifest.json; the weights stay in the checkpoint.
+    """Turn a model into an ONNX graph.
 
+    Writes model.onnx and manifest.json to GRAPH_DIR; the weights stay in the checkpoint.
     SRC is a checkpoint directory, a Hub repository id, a config.json, or a preset (flash, pro, nano).
     Of a Hub repository only config and tokenizer are fetched, unless --embed-weights needs the rest.
 
@@ -78,7 +87,7 @@ def export(
     started = time.perf_counter()
     with progress() as report:
         manifest = export_graph(found, graph_dir, ExportOptions(dtype=DTYPES[dtype], **options), report)
-    result = {
+    result: dict[str, Any] = {
         "graph": str(graph_dir),
         "layers": {name: len(layers) for name, layers in manifest.layer_functions.items()},
         "max_seq_len": manifest.max_seq_len,

@@ -37,8 +37,9 @@ PARTS = (
 @allow_unknown_option
 @json_option
 def inspect(path: str, allow_unknown: bool, as_json: bool) -> None:
-    """Show what PATH holds: a graph or engine directory, or anything that `export` takes.
+    """Show what a directory or a config holds.
 
+    PATH is a graph or engine directory, or anything that `export` takes.
     Of a graph or engine: layers by kind, custom ops, inputs, state bytes per slot at full capacity,
     weight bytes. Of a checkpoint (whose tensors are checked) or a config: tensors by type and by part.
 
@@ -63,10 +64,11 @@ def inspect(path: str, allow_unknown: bool, as_json: bool) -> None:
 
 def describe_directory(directory: Path, manifest: Manifest) -> dict[str, Any]:
     """Return the figures of a graph or engine directory."""
-    states = [
+    states: list[dict[str, Any]] = [
         {
             "name": state.name,
             "layers": len(state.layers),
+            "ratio": state.ratio,
             "dtype": state.dtype,
             "rows": (rows := state.rows(manifest.max_seq_len)),
             "width": int(state.shape[-1]),
@@ -88,7 +90,7 @@ def describe_directory(directory: Path, manifest: Manifest) -> dict[str, Any]:
         "ops": _op_counts(directory / "model.onnx", manifest),
         "inputs": [{"name": i.name, "dtype": i.dtype, "shape": list(i.shape)} for i in manifest.inputs],
         "states": states,
-        "state_bytes": sum(int(state["bytes"]) for state in states),
+        "state_bytes": sum(state["bytes"] for state in states),
         "weights": _weights(manifest.bindings),
         "unbound": [{"pattern": u.pattern, "tensors": u.tensors, "bytes": u.bytes} for u in manifest.unbound],
         "files": {path.name: path.stat().st_size for path in sorted(directory.iterdir()) if path.is_file()},
@@ -105,12 +107,18 @@ def _op_counts(path: Path, manifest: Manifest) -> dict[str, int] | dict[str, Non
         return dict.fromkeys(manifest.ops)
     model = onnx.load(path, load_external_data=False)
     functions = {function.name: function for function in model.functions}
+    callers = {name for name in functions if _plain(name) not in manifest.ops}
     counts: Counter[str] = Counter()
     for call in model.graph.node:
-        body = functions[call.op_type].node if call.op_type in manifest.layer_functions else [call]
-        # One op specialised several ways is `V4Compress__csa` and so on in the file.
-        counts.update(name for node in body if (name := node.op_type.partition("__")[0]) in manifest.ops)
+        # Custom ops have functions too, their bodies; what calls them are the layers and the head.
+        body = functions[call.op_type].node if call.op_type in callers else [call]
+        counts.update(name for node in body if (name := _plain(node.op_type)) in manifest.ops)
     return dict(sorted(counts.items()))
+
+
+def _plain(op_type: str) -> str:
+    """Return an op's name without its variant: one op specialised several ways is `V4Compress__csa` etc."""
+    return op_type.partition("__")[0]
 
 
 def _weights(bindings: Iterable[Binding]) -> dict[str, dict[str, int]]:
@@ -170,7 +178,9 @@ def _source_lines(report: dict[str, Any]) -> Iterator[str]:
     for title in ("by_type", "by_part"):
         yield ""
         yield title.replace("_", " ") + ":"
-        yield from table([(k, r["tensors"], "tensors", r["bytes"], "bytes") for k, r in report[title].items()], 2)
+        yield from table(
+            [(k, r["tensors"], "tensors", r["bytes"], "bytes") for k, r in report[title].items()], 2
+        )
 
 
 def _directory_lines(report: dict[str, Any]) -> Iterator[str]:
@@ -185,13 +195,24 @@ def _directory_lines(report: dict[str, Any]) -> Iterator[str]:
     yield from table([(i["name"], i["dtype"], _shape(i["shape"])) for i in report["inputs"]], 2)
     yield from ("", f"state: {size(report['state_bytes'])} per slot at {report['max_seq_len']} tokens")
     rows = [
-        (s["name"], s["layers"], "layers", s["dtype"], f"{s['rows']} x {s['width']}", s["bytes"], "bytes")
+        (
+            s["name"],
+            f"ratio {s['ratio']}",
+            s["layers"],
+            "layers",
+            s["dtype"],
+            f"{s['rows']} x {s['width']}",
+            s["bytes"],
+            "bytes",
+        )
         for s in report["states"]
     ]
     yield from table(rows, 2)
     yield from ("", f"weights: {size(sum(row['bytes'] for row in report['weights'].values()))} by layout")
     layouts = report["weights"].items()
-    yield from table([(k, r["inputs"], "inputs", r["tensors"], "tensors", r["bytes"], "bytes") for k, r in layouts], 2)
+    yield from table(
+        [(k, r["inputs"], "inputs", r["tensors"], "tensors", r["bytes"], "bytes") for k, r in layouts], 2
+    )
     for u in report["unbound"]:
         yield f"  not bound yet: {u['pattern']}, {u['tensors']:,} tensors, {u['bytes']:,} bytes"
     yield from ("", "files:")

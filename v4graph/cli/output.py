@@ -16,7 +16,10 @@ Progress = Callable[[str, int, int], None]
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 allow_unknown_option = click.option(
-    "--allow-unknown-config-keys", "allow_unknown", is_flag=True, help="Go on when config.json has unknown keys."
+    "--allow-unknown-config-keys",
+    "allow_unknown",
+    is_flag=True,
+    help="Go on when config.json has unknown keys.",
 )
 
 
@@ -36,7 +39,8 @@ def size(count: float) -> str:
 
 def table(rows: Iterable[Sequence[str | int]], indent: int = 0) -> Iterator[str]:
     """Yield lines with aligned columns: text to the left, integers to the right with separators."""
-    cells = [[f"{cell:,}" if isinstance(cell, int) else cell for cell in row] for row in (rows := list(rows))]
+    rows = list(rows)
+    cells = [[f"{cell:,}" if isinstance(cell, int) else cell for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))] if cells else []
     for row, texts in zip(rows, cells, strict=True):
         aligned = (
@@ -71,6 +75,9 @@ def extra(name: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
+        if (error.name or "v4graph").startswith("v4graph"):
+            raise
         raise EngineError(
-            f"this command needs the Python package '{error.name}'; install it with `pip install 'v4graph[{name}]'`."
+            f"this command needs the Python package '{error.name}'; "
+            f"install it with `pip install 'v4graph[{name}]'`."
         ) from error

@@ -53,5 +53,6 @@ OP = OpSpec(
     attributes={"quantise": int, "eps": float},
     reference=attention_prep,
     tolerance={"float32": (1e-4, 1e-4), "bfloat16": (1.6e-2, 1e-2)},
+    flips=1e-3,
     structural=("quantise",),
 )

@@ -89,6 +89,7 @@ FP4_OP = OpSpec(
     attributes={"limit": float},
     reference=expert_fp4,
     tolerance=_TOLERANCE,
+    flips=2e-2,
 )
 
 FP8_OP = OpSpec(
@@ -107,6 +108,7 @@ FP8_OP = OpSpec(
     attributes={"limit": float},
     reference=expert_fp8,
     tolerance=_TOLERANCE,
+    flips=2e-2,
 )
 
 FLOAT_OP = OpSpec(

@@ -205,6 +205,7 @@ OP = OpSpec(
     attributes={"limit": float},
     reference=moe,
     tolerance=_TOLERANCE,
+    flips=2e-2,
     body=_body("V4MoE", ("V4ExpertFp4", _QUANTISED), ("V4ExpertFp8", _SHARED)),
 )
 
@@ -225,6 +226,7 @@ FP8_OP = OpSpec(
     attributes={"limit": float},
     reference=moe_fp8,
     tolerance=_TOLERANCE,
+    flips=2e-2,
     body=_body("V4MoEFp8", ("V4ExpertFp8", _QUANTISED), ("V4ExpertFp8", _SHARED)),
 )
 

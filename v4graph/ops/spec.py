@@ -85,6 +85,8 @@ class OpSpec:
         attributes: Name to `int`, `float` or `str`, in the order of the reference's last parameters.
         reference: Torch function that defines the numbers: inputs, then attributes.
         tolerance: `{dtype of the FLOAT ports: (rtol, atol)}` that every other implementation meets.
+        flips: Share of the elements that may leave the tolerance by one step of a quantiser, where
+            the op rounds a value that it computed: an ulp before can be a step after.
         structural: Attributes that choose the code path of the reference. Each combination gets a
             body of its own; the other attributes are parameters of the body.
         body: Returns the text of a hand-written ONNX function for a variant (`{"dtype": ...}`), used
@@ -98,6 +100,7 @@ class OpSpec:
     attributes: Mapping[str, type]
     reference: Callable[..., Any]
     tolerance: Mapping[str, tuple[float, float]]
+    flips: float = 0.0
     structural: tuple[str, ...] = ()
     body: Callable[[Mapping[str, Any]], str] | None = None
 

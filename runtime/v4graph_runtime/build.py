@@ -1,0 +1,76 @@
+"""Graph directory to engine directory for onnxruntime.
+
+The graph itself is kept as it is: what is added is the proof that this onnxruntime loads it, and
+the versions and hashes that `Session` checks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+from v4graph.errors import EngineError
+from v4graph.manifest import Manifest
+from v4graph_runtime.engine import MODEL, check_dtype, check_file, check_ops, sha256
+from v4graph_runtime.ort_backend import OrtOptions, open_model
+
+EMBEDDED_WEIGHTS = ".safetensors"
+
+
+def build_engine(graph_dir: str | Path, engine_dir: str | Path) -> Manifest:
+    """Build an engine for onnxruntime in `engine_dir`, which must not exist or be empty.
+
+    Embedded weights are hard-linked where the file system allows. Nothing is left behind on failure.
+
+    Raises:
+        ManifestError: `graph_dir` holds no graph.
+        EngineError: `engine_dir` is in use, a file of the graph is missing or changed, or onnxruntime
+            cannot load the graph.
+    """
+    source, target = Path(graph_dir), Path(engine_dir)
+    manifest = Manifest.load(source, kind="graph")
+    check_dtype(source, manifest)
+    check_ops(source, manifest)
+    for name in sorted({MODEL, *manifest.files}):
+        check_file(source, manifest, name, "export it again with `v4graph export`")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise EngineError(f"{target}: exists and is not empty; remove it or choose another directory.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        engine = _write(partial, source, manifest)
+        partial.chmod(0o755)
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return engine
+
+
+def _write(folder: Path, source: Path, manifest: Manifest) -> Manifest:
+    for name in manifest.files:
+        shutil.copyfile(source / name, folder / name)
+    for path in source.glob("*" + EMBEDDED_WEIGHTS):
+        _link(path, folder / path.name)
+    open_model(folder / MODEL, OrtOptions())
+    engine = dataclasses.replace(
+        manifest,
+        kind="engine",
+        backend="ort",
+        tools={**manifest.tools, "onnxruntime": version("onnxruntime")},
+        files={name: sha256(folder / name) for name in sorted(manifest.files)},
+    )
+    engine.save(folder)
+    return engine
+
+
+def _link(source: Path, target: Path) -> None:
+    """Hard-link a file, or copy it across file systems; runtimes refuse symlinks to external data."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,184 @@
+"""`v4graph build`, `run` and `eval`: graph directory to engine directory, to text, to bits per byte."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from v4graph.cli.output import allow_unknown_option, extra, json_option, print_json, size
+
+if TYPE_CHECKING:
+    from v4graph_runtime import Session, Stats, Tokenizer
+
+checkpoint_option = click.option(
+    "--checkpoint",
+    metavar="DIR",
+    help="Where the weights are: a directory or a Hub repository id. Not for an engine that embeds them.",
+)
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=0), default=0, help="Threads per op; 0: one per core."
+)
+
+
+@click.command()
+@click.argument("graph_dir", type=click.Path(path_type=Path))
+@click.argument("engine_dir", type=click.Path(path_type=Path))
+@click.option(
+    "--backend", type=click.Choice(["ort"]), default="ort", show_default=True, help="ort: onnxruntime."
+)
+@json_option
+def build(graph_dir: Path, engine_dir: Path, backend: str, as_json: bool) -> None:
+    """Build an engine from a graph.
+
+    ENGINE_DIR is complete but for the weights; GRAPH_DIR may go.
+
+    \b
+    v4graph build build/nano.graph build/nano.engine --backend ort
+    """
+    with extra("ort"):
+        from v4graph_runtime import build_engine
+    started = time.perf_counter()
+    manifest = build_engine(graph_dir, engine_dir)
+    seconds = round(time.perf_counter() - started, 2)
+    if as_json:
+        print_json(
+            {"engine": str(engine_dir), "backend": backend, "tools": manifest.tools, "seconds": seconds}
+        )
+        return
+    layers = sum(len(indices) for indices in manifest.layer_functions.values())
+    click.echo(f"{engine_dir}: {backend} engine, {layers} layers, {seconds} s")
+
+
+@click.command()
+@click.argument("engine_dir", type=click.Path(path_type=Path))
+@checkpoint_option
+@click.option("--prompt", required=True, help="Text to go on from.")
+@click.option("--max-new-tokens", type=int, default=128, show_default=True)
+@click.option(
+    "--temperature", type=float, default=0.0, show_default=True, help="0: always the most likely token."
+)
+@click.option(
+    "--top-p", type=float, default=1.0, show_default=True, help="Sample among the likeliest tokens only."
+)
+@click.option("--seed", type=int, help="Same seed, same text.")
+@threads_option
+@allow_unknown_option
+@json_option
+def run(
+    engine_dir: Path,
+    checkpoint: str | None,
+    prompt: str,
+    threads: int,
+    allow_unknown: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Generate text from a prompt.
+
+    The text goes to stdout, the figures to stderr.
+
+    \b
+    v4graph run build/nano.engine --checkpoint models/nano --prompt "In the beginning" \\
+        --max-new-tokens 200 --temperature 0.8 --seed 1
+    """
+    with extra("ort"):
+        from v4graph_runtime import GenerateOptions, stream
+    session, tokenizer = _open(engine_dir, checkpoint, threads, allow_unknown)
+    pieces = stream(session, tokenizer, prompt, GenerateOptions(**options))
+    if as_json:
+        text = "".join(pieces)
+        print_json({"prompt": prompt, "text": text, "ids": pieces.ids, **_figures(pieces.stats)})
+        return
+    click.echo(prompt, nl=False)
+    for piece in pieces:
+        click.echo(piece, nl=False)
+    click.echo()
+    click.echo(_summary(pieces.stats), err=True)
+
+
+def _figures(stats: Stats) -> dict[str, Any]:
+    return dataclasses.asdict(stats) | {"tokens_per_second": stats.tokens_per_second}
+
+
+def _summary(stats: Stats) -> str:
+    return (
+        f"{stats.new_tokens} tokens ({stats.finish}), {stats.tokens_per_second:.1f} tokens/s; "
+        f"first token after {stats.time_to_first_token * 1000:.0f} ms ({stats.prompt_tokens} in the prompt); "
+        f"state {size(stats.state_bytes)}"
+    )
+
+
+@click.command("eval")
+@click.argument("engine_dir", type=click.Path(path_type=Path))
+@checkpoint_option
+@click.option(
+    "--text",
+    "text_file",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="UTF-8 file that the model predicts.",
+)
+@click.option("--max-bytes", type=click.IntRange(min=1), help="Read only the beginning of the file.")
+@click.option("--window", type=int, help="Tokens per window; default: the engine's capacity.")
+@threads_option
+@allow_unknown_option
+@json_option
+def evaluate(
+    engine_dir: Path,
+    checkpoint: str | None,
+    text_file: Path,
+    max_bytes: int | None,
+    window: int | None,
+    threads: int,
+    allow_unknown: bool,
+    as_json: bool,
+) -> None:
+    """Score a text in bits per byte.
+
+    Bits per byte do not depend on the tokenizer; less is better. Needs a graph exported with --all-logits.
+
+    \b
+    v4graph eval build/nano.engine --checkpoint models/nano --text models/nano/heldout.txt
+    """
+    with extra("ort"):
+        from v4graph_runtime import score
+    text = _read(text_file, max_bytes)
+    session, tokenizer = _open(engine_dir, checkpoint, threads, allow_unknown)
+    result = score(session, tokenizer, text, window)
+    if as_json:
+        print_json(dataclasses.asdict(result) | {"bits_per_byte": result.bits_per_byte})
+        return
+    share = result.hits / result.tokens if result.tokens else 0.0
+    click.echo(
+        f"{result.bits_per_byte:.3f} bits per byte over {result.bytes:,} bytes of {text_file} "
+        f"({result.tokens:,} tokens, {share:.1%} of them the most likely)"
+    )
+
+
+def _read(path: Path, max_bytes: int | None) -> str:
+    try:
+        data = path.read_bytes()
+        if max_bytes is not None and max_bytes < len(data):
+            # The cut may fall inside a character, which is then left out.
+            return data[:max_bytes].decode("utf-8", errors="ignore")
+        return data.decode("utf-8")
+    except OSError as error:
+        raise click.BadParameter(f"{path}: {error.strerror}.", param_hint="--text") from error
+    except UnicodeDecodeError as error:
+        raise click.BadParameter(f"{path}: not UTF-8 text ({error}).", param_hint="--text") from error
+
+
+def _open(
+    engine_dir: Path, checkpoint: str | None, threads: int, allow_unknown: bool
+) -> tuple[Session, Tokenizer]:
+    from v4graph.source import open_checkpoint
+    from v4graph_runtime import Session, Tokenizer
+    from v4graph_runtime.ort_backend import OrtOptions
+
+    weights = open_checkpoint(checkpoint, allow_unknown=allow_unknown) if checkpoint is not None else None
+    session = Session(engine_dir, weights, options=OrtOptions(threads=threads))
+    return session, Tokenizer.load(engine_dir, weights.path if weights else None)
