@@ -18,8 +18,14 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[export,ort,hub,dev]'
 	@touch $@
 
-demo: setup ## Checkpoint to text: export nano, build, generate, held-out bits per byte
-	@PATH="$(abspath $(BIN)):$$PATH" sh docs/demo.sh
+demo: setup ## Checkpoint to text: export nano, build, generate, score held-out chapters
+	@rm -rf build/nano.graph build/nano.engine
+	$(BIN)/v4graph export models/nano build/nano.graph --numerics v4 --all-logits --max-seq-len 2048
+	$(BIN)/v4graph build build/nano.graph build/nano.engine --backend ort
+	$(BIN)/v4graph run build/nano.engine --checkpoint models/nano --prompt "In the beginning" \
+	    --max-new-tokens 250 --temperature 0.8 --seed 1
+	$(BIN)/v4graph eval build/nano.engine --checkpoint models/nano --text models/nano/heldout.txt \
+	    --documents --max-bytes 40000
 
 test: setup ## The fast tests (no GPU; at most 8 minutes on 2 cores)
 	$(BIN)/pytest -q -m "not slow and not gpu" tests
@@ -39,7 +45,11 @@ type: setup ## mypy --strict on the four packages
 	$(BIN)/mypy
 
 nano: setup ## Train the nano checkpoint again (up to 90 minutes)
-	$(BIN)/python -m tools.nano
+	@rm -rf build/nano/trained build/nano/official
+	$(BIN)/python -m nano.train --out build/nano/trained --work-dir build/nano
+	$(BIN)/v4graph pack build/nano/trained build/nano/official --quantize
+	$(BIN)/python -m nano.card build/nano/trained models/nano
+	cp build/nano/official/model.safetensors models/nano/
 
 bodies: setup ## Rebuild the prebuilt function bodies of the custom ops
 	$(BIN)/python -m v4graph_export.rebuild_bodies

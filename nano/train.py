@@ -32,7 +32,7 @@ from nano.text import Chapter, TextError, fetch_text, read_chapters, split_chapt
 from nano.tokenizer import save_tokenizer, train_tokenizer
 
 logger = logging.getLogger("nano")
-STEPS = 800
+STEPS = 400
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Recipe:
     warmup: int = 40
     decay_from: float = 0.4
     fp4_from: float = 0.75
-    balance_rate: float = 1e-3
+    balance_rate: float = 4e-3
     clip: float = 1.0
-    checkpoints: int = 6
+    checkpoints: int = 4
 
     def rate(self, step: int) -> float:
         """Return the factor on both learning rates: warm up, hold, fall linearly to zero."""

@@ -9,7 +9,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from v4graph.config import Layer, ModelConfig
-from v4graph.inventory import Role, StoredTensor, TensorSpec, layer_tensors, model_tensors, mtp_tensors, stored
+from v4graph.inventory import (
+    Role,
+    StoredTensor,
+    TensorSpec,
+    layer_tensors,
+    model_tensors,
+    mtp_tensors,
+    stored,
+)
 from v4graph.manifest import Binding, Layout, Unbound
 from v4graph_export.flavour import Flavour
 

@@ -7,6 +7,7 @@ it takes minutes; a variant that is not in it is traced on demand.
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import itertools
@@ -40,7 +41,7 @@ _SIZES_OF: Mapping[str, Mapping[str, int]] = {
     "V4IndexTopK": {"C": 128, "Q": 640, "Hi": 5},
     "V4SelectedAttention": {"K": 37},
     "V4GroupedOutput": {"K": 192, "O": 300},
-    "V4Fp8GroupedOutput": {"K": 192, "O": 300, "OB": 3, "KB": 2},
+    "V4Fp8GroupedOutput": {"H": 4, "Dh": 192, "K": 256, "O": 300, "OB": 3, "KB": 2},
     "V4RouteTopK": {"E": 11},
     "V4RouteHash": {"E": 11, "V": 97, "K": 5},
     "V4ExpertFp4": {"N": 389, "I": 256, "D": 384, "D2": 192, "DS": 12, "I2": 128, "IS": 8},
@@ -137,7 +138,9 @@ def _fake_input(port: Port, variant: Variant) -> FakeInput:
     symbolic = tuple(i for i, dim in enumerate(port.dims) if not dim.isdigit() and dim not in static)
     if set(port.dtypes) == {"int8", "float32"}:
         return FakeInput(port.name, variant.scale, shape, symbolic)
-    return FakeInput(port.name, variant.dtype if "bfloat16" in port.dtypes else port.dtypes[0], shape, symbolic)
+    return FakeInput(
+        port.name, variant.dtype if "bfloat16" in port.dtypes else port.dtypes[0], shape, symbolic
+    )
 
 
 def _parse(text: str, variant: Variant) -> ir.Function:
@@ -164,12 +167,25 @@ def shipped_variants(dtype: str) -> Iterator[Variant]:
 
 
 def ops_sha256() -> str:
-    """Hash of the op sources and opset that a prebuilt set depends on."""
+    """Hash of the op sources and opset that a prebuilt set depends on; comments and layout do not count."""
     digest = hashlib.sha256(str(OPSET).encode())
     folder = Path(v4graph.ops.__file__).parent
     for path in sorted(set(folder.glob("*.py")) - {folder / "tolerance.py"}):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+        tree = ast.parse(path.read_text())
+        digest.update(f"{path.name} {ast.dump(_Code().visit(tree))}".encode())
     return digest.hexdigest()
+
+
+class _Code(ast.NodeTransformer):
+    """Drops docstrings and the annotations of local variables."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        return None if isinstance(node.value, ast.Constant) else node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        if node.value is None:
+            return node
+        return ast.Assign(targets=[node.target], value=node.value)
 
 
 def pack(functions: list[ir.Function]) -> onnx.ModelProto:

@@ -126,7 +126,8 @@ def _check(config: ModelConfig, flavour: Flavour, source: Source, options: Expor
         raise ExportError(f"rollback_slack is {options.rollback_slack}, expected 0 or more tokens.")
     if options.embed_weights and source.checkpoint is None:
         raise ExportError(
-            f"{source.name}: --embed-weights needs weights, but this is a config alone; export a checkpoint directory."
+            f"{source.name}: --embed-weights needs weights, but this is a config alone; "
+            "export a checkpoint directory."
         )
     if source.checkpoint is not None:
         source.checkpoint.check()
@@ -158,7 +159,8 @@ def _manifest(recipe: Recipe, options: ExportOptions, model: ir.Model) -> Manife
         ops=_op_versions(model),
         embedded_weights=options.embed_weights,
         notes=_notes(flavour),
-        tools={"v4graph": __version__} | {name: version(name) for name in ("torch", "onnx", "onnx-ir", "onnxscript")},
+        tools={"v4graph": __version__}
+        | {name: version(name) for name in ("torch", "onnx", "onnx-ir", "onnxscript")},
         files={},
     )
 

@@ -36,17 +36,20 @@ def check_flavour(config: ModelConfig, flavour: Flavour, name: str) -> None:
             the quantisers' blocks do not divide.
     """
     if config.hc_mult != 4:
-        raise ExportError(f"{name}: hc_mult is {config.hc_mult}, but the hyper-connection ops have 4 streams.")
+        raise ExportError(
+            f"{name}: hc_mult is {config.hc_mult}, but the hyper-connection ops have 4 streams."
+        )
     if not flavour.quantised:
         if flavour.dtype != "float32":
             raise ExportError(
-                "exact numerics are float32 by definition; use --dtype fp32, or --numerics v4 with --dtype bf16."
+                "exact numerics are float32 by definition; use --dtype fp32, "
+                "or --numerics v4 with --dtype bf16."
             )
         return
     if not flavour.weights.quantised:
         raise ExportError(
-            f"{name}: --numerics v4 needs FP8/FP4 weights, but this checkpoint is unquantised; quantise it with "
-            f"`v4graph pack {name} OUT --quantize`, or export with --numerics exact."
+            f"{name}: --numerics v4 needs FP8/FP4 weights, but this checkpoint is unquantised; quantise it "
+            f"with `v4graph pack {name} OUT --quantize`, or export with --numerics exact."
         )
     for key, size, block in _blocks(config):
         if size % block:
@@ -66,6 +69,11 @@ def _blocks(config: ModelConfig) -> tuple[tuple[str, int, int], ...]:
         ("hidden_size", config.hidden_size, 128),
         ("q_lora_rank", config.q_lora_rank, 128),
         ("o_groups * o_lora_rank", config.o_groups * config.o_lora_rank, 128),
+        (
+            "num_attention_heads * head_dim / o_groups",
+            config.num_attention_heads * config.head_dim // config.o_groups,
+            128,
+        ),
         ("moe_intermediate_size", config.moe_intermediate_size, 128),
         ("head_dim - qk_rope_head_dim", config.head_dim - config.qk_rope_head_dim, 64),
     )

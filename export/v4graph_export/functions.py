@@ -60,7 +60,7 @@ def trace(
         examples += [torch.tensor(v) if isinstance(v, float) else v for v in parameters.values()]
     shapes: list[Any] = [dict.fromkeys(i.symbolic, dynamic) or None for i in inputs]
     shapes += [None if isinstance(v, float) else dynamic for v in parameters.values()]
-    with warnings.catch_warnings(), _quiet("torch.onnx", "torch.export"):
+    with warnings.catch_warnings(), _QuietLoggers("torch.onnx", "torch.export"):
         warnings.simplefilter("ignore")
         program = torch.export.export(
             _Module(function), tuple(examples), dynamic_shapes={"arguments": tuple(shapes)}, strict=False
@@ -81,7 +81,7 @@ def trace(
     return exported.model
 
 
-class _quiet:
+class _QuietLoggers:
     """Silences the progress and version notes of torch's exporter loggers."""
 
     def __init__(self, *names: str) -> None:

@@ -69,9 +69,13 @@ class DecoderLayer:
         y: Tensor = call("V4Fp8Linear", x, weights[f"{name}.weight"], weights[f"{name}.scale"])
         return y
 
-    def _attention(self, h: Tensor, chunk: Chunk, weights: Tensors, states: Tensors) -> tuple[Tensor, Tensors]:
+    def _attention(
+        self, h: Tensor, chunk: Chunk, weights: Tensors, states: Tensors
+    ) -> tuple[Tensor, Tensors]:
         c, eps = self.config, self.config.rms_norm_eps
-        latent = call("V4RmsNorm", self._linear(h, weights, "attn.wq_a"), weights["attn.q_norm.weight"], eps=eps)
+        latent = call(
+            "V4RmsNorm", self._linear(h, weights, "attn.wq_a"), weights["attn.q_norm.weight"], eps=eps
+        )
         q, kv = call(
             "V4AttentionPrep",
             self._linear(latent, weights, "attn.wq_b"),
@@ -108,7 +112,9 @@ class DecoderLayer:
             z = call("V4GroupedOutput", o, weight, groups=groups)
         return z
 
-    def _compress(self, h: Tensor, chunk: Chunk, weights: Tensors, states: Tensors, *, index: bool) -> Tensors:
+    def _compress(
+        self, h: Tensor, chunk: Chunk, weights: Tensors, states: Tensors, *, index: bool
+    ) -> Tensors:
         name = "attn.indexer.compressor" if index else "attn.compressor"
         prefix, cache = ("index_", "index_keys") if index else ("", "compressed")
         quantise = ("index" if index else "kv") if self.flavour.quantised else "none"
@@ -156,7 +162,11 @@ class DecoderLayer:
         else:
             topk = c.num_experts_per_tok
             ids, gains = call("V4RouteTopK", h, gate, weights["ffn.gate.bias"], topk=topk, scale=scale)
-        name = {"fp4": "V4MoE", "fp8": "V4MoEFp8"}[self.flavour.weights.expert] if self.flavour.quantised else "V4MoEFloat"
+        name = (
+            {"fp4": "V4MoE", "fp8": "V4MoEFp8"}[self.flavour.weights.expert]
+            if self.flavour.quantised
+            else "V4MoEFloat"
+        )
         parts = ("weight", "scale") if self.flavour.quantised else ("weight",)
         matrices = [
             weights[f"ffn.{owner}.{matrix}.{part}"]

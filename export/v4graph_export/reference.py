@@ -58,7 +58,10 @@ class Reference:
         for layer in config.layers:
             contracts = layer_states(config, layer, slack, flavour.dtype)
             self._states.append(
-                {s.name: torch.zeros(batch, s.rows(rows), _width(s.shape), dtype=TORCH_DTYPES[s.dtype]) for s in contracts}
+                {
+                    s.name: torch.zeros(batch, s.rows(rows), _width(s.shape), dtype=TORCH_DTYPES[s.dtype])
+                    for s in contracts
+                }
             )
         self._layers = [model.DecoderLayer(config, layer, flavour) for layer in config.layers]
         self._freqs = {

@@ -127,7 +127,8 @@ def _translate(spec: OpSpec) -> Callable[..., Any]:
 
 
 def _translate_topk(x: Any, k: Any) -> Any:
-    count = opset24.Constant(value_ints=[k]) if isinstance(k, int) else opset24.Reshape(k, [-1])
+    flat: Any = opset24.Constant(value_ints=[-1])
+    count: Any = opset24.Constant(value_ints=[k]) if isinstance(k, int) else opset24.Reshape(k, flat)
     return opset24.TopK(x, count, axis=-1, largest=1, sorted=1)
 
 

@@ -53,6 +53,8 @@ def model_states(config: ModelConfig, slack: int, dtype: FloatType) -> tuple[Sta
         for state in layer_states(config, layer, slack, dtype):
             layers_of.setdefault(state, []).append(i)
     return tuple(
-        replace(state, name=f"state.{{i}}.{state.name}", output=f"next.{{i}}.{state.name}", layers=tuple(layers))
+        replace(
+            state, name=f"state.{{i}}.{state.name}", output=f"next.{{i}}.{state.name}", layers=tuple(layers)
+        )
         for state, layers in layers_of.items()
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +50,8 @@ def open_model(path: Path, options: OrtOptions) -> Any:
         ) from error
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
-    settings.intra_op_num_threads = options.threads
+    # Not 0: onnxruntime would then pin its threads to cores, and wait whenever another process has one.
+    settings.intra_op_num_threads = options.threads or available_cores()
     settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
     settings.add_session_config_entry(
         "optimization.constant_folding_max_output_size_in_bytes", str(FOLD_LIMIT)
@@ -64,6 +67,13 @@ def open_model(path: Path, options: OrtOptions) -> Any:
 def first_line(error: Exception) -> str:
     """Return the first line of an error's text; onnxruntime appends stack frames to some."""
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def as_bindable(array: Array) -> Array:

@@ -37,6 +37,22 @@ def test_eval_scores_a_file(cli: Cli, engine: Path, checkpoint: Path, tmp_path: 
     assert f"{whole['bits_per_byte']:.3f} bits per byte over 116 bytes" in cli(*command).stdout
 
 
+def test_eval_scores_documents_each_from_an_empty_state(
+    cli: Cli, engine: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    documents = ["In the beginning\nwas the Word.\n", "And the Word was with God.\n"]
+    reports = []
+    for number, text in enumerate([*documents, "\n".join(documents)]):
+        file = tmp_path / f"{number}.txt"
+        file.write_text(text)
+        command = ("eval", engine, "--checkpoint", checkpoint, "--text", file)
+        reports.append(json.loads(cli(*command, "--documents", "--json").stdout))
+    first, second, both = reports
+    assert both["bits"] == pytest.approx(first["bits"] + second["bits"])
+    assert both["bytes"] == first["bytes"] + second["bytes"]
+    assert both["tokens"] == first["tokens"] + second["tokens"]
+
+
 def test_inspect_of_an_engine_counts_its_ops_and_its_state(cli: Cli, engine: Path) -> None:
     report = json.loads(cli("inspect", engine, "--json").stdout)
     assert report["kind"] == "engine"

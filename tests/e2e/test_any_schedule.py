@@ -96,7 +96,10 @@ def test_any_schedule_at_the_real_window_and_ratios(real_whole: Whole, steps: li
 @pytest.mark.parametrize("edge", [4, 8, 16, 64], ids=lambda edge: f"edge{edge}")
 def test_every_boundary_can_be_crossed_by_one_token_and_taken_back(small_whole: Whole, edge: int) -> None:
     crossing = Step((1, 2, 1), (1, 2, 0))
-    replay(small_whole, [Step((edge - 1, edge - 1, edge), (0, 0, 0)), crossing, crossing, Step((9, 3, 1), (0, 0, 0))])
+    replay(
+        small_whole,
+        [Step((edge - 1, edge - 1, edge), (0, 0, 0)), crossing, crossing, Step((9, 3, 1), (0, 0, 0))],
+    )
 
 
 def test_state_in_place_equals_double_buffers(small: Built) -> None:

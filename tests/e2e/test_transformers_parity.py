@@ -71,7 +71,9 @@ def test_real_window_and_ratios_agree(real_ratios: Built) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [oracles.SMALL, oracles.REAL_RATIOS], ids=lambda case: case.name)
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_three_more_seeds_agree(tmp_path_factory: pytest.TempPathFactory, case: oracles.Case, seed: int) -> None:
+def test_three_more_seeds_agree(
+    tmp_path_factory: pytest.TempPathFactory, case: oracles.Case, seed: int
+) -> None:
     check_case(oracle_engine(tmp_path_factory.mktemp("seed"), case, seed), case)
 
 

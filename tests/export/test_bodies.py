@@ -70,4 +70,6 @@ def test_shipped_set_is_complete_and_current(dtype: str) -> None:
 def test_prebuilt_equals_regenerated(dtype: str) -> None:
     shipped = onnx.load(bodies.FOLDER / f"{dtype}.onnx")
     for ours, again in zip(shipped.functions, bodies.build_all(dtype).functions, strict=True):
-        assert ours.SerializeToString(deterministic=True) == again.SerializeToString(deterministic=True), ours.name
+        assert ours.SerializeToString(deterministic=True) == again.SerializeToString(deterministic=True), (
+            ours.name
+        )

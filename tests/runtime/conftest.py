@@ -2,8 +2,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
+from engines import Built, export_and_build
 from toy_engine import VOCAB, ToyWeights, write_graph
 
+from v4graph.checkpoint.init import init
+from v4graph_export import ExportOptions
 from v4graph_runtime import Tokenizer, build_engine
 
 
@@ -60,3 +64,12 @@ def byte_tokenizer() -> Tokenizer:
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     return Tokenizer(Letters(), bos_id=0)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def official(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The tiny model in v4 numerics, with a random checkpoint in the official format."""
+    folder = tmp_path_factory.mktemp("official")
+    init(tiny.config(), folder / "checkpoint", 1)
+    engine = export_and_build(folder, folder / "checkpoint", ExportOptions(max_seq_len=128))
+    return Built(engine, folder / "checkpoint")

@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from engines import Built
 
 FOREIGN = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "v4graph_export", "v4graph_plugins")
 REPORT = f"import sys; print([name for name in {FOREIGN} if name in sys.modules])"
@@ -13,6 +14,16 @@ def loaded(code: str) -> str:
     prelude = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'runtime')!r}]\n"
     command = [sys.executable, "-c", prelude + code + "\n" + REPORT]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_a_real_engine_and_checkpoint_load_no_torch(official: Built) -> None:
+    code = f"""
+from v4graph_runtime import Session
+session = Session({str(official.engine)!r}, {str(official.checkpoint)!r})
+session.prefill([[1, 2, 3]])
+session.decode([4])
+"""
+    assert loaded(code) == "[]"
 
 
 def test_prefill_and_decode_load_no_torch_and_no_exporter(engine: Path) -> None:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from v4graph.checkpoint import Checkpoint
+from v4graph.checkpoint.safetensors_file import NUMPY_DTYPES
+from v4graph.checkpoint.writer import CheckpointWriter
 from v4graph.config import ModelConfig
+from v4graph.inventory import StoredTensor
 
 RAW: dict[str, Any] = {
     "model_type": "deepseek_v4",
@@ -65,8 +74,46 @@ RAW: dict[str, Any] = {
     },
 }
 
+CSA, HCA = "compressed_sparse_attention", "heavily_compressed_attention"
+HUB_ONLY = ("compress_ratios", "num_hash_layers", "rope_scaling", "expert_dtype", "quantization_config")
+
 
 def config(**changes: Any) -> ModelConfig:
     """Return the tiny model with some keys of config.json changed; None removes a key."""
     raw = {key: value for key, value in {**RAW, **changes}.items() if value is not None}
     return ModelConfig.from_dict(raw, source="config.json")
+
+
+def transformers_form(**changes: Any) -> dict[str, Any]:
+    """The tiny model as transformers writes it."""
+    raw = {key: value for key, value in RAW.items() if key not in HUB_ONLY}
+    share = {"partial_rotary_factor": 0.5}
+    yarn = {"factor": 16.0, "beta_fast": 32, "beta_slow": 1, "original_max_position_embeddings": 256}
+    raw |= {
+        "layer_types": ["sliding_attention", CSA, HCA, CSA],
+        "mlp_layer_types": ["hash_moe", "hash_moe", "moe", "moe"],
+        "compress_rates": {CSA: 4, HCA: 128},
+        "rope_parameters": {
+            "main": {"rope_type": "default", "rope_theta": 10000.0, **share},
+            "compress": {
+                "rope_type": "yarn",
+                "rope_theta": 160000.0,
+                "attention_factor": 1.0,
+                **yarn,
+                **share,
+            },
+        },
+        **share,
+    }
+    return {key: value for key, value in {**raw, **changes}.items() if value is not None}
+
+
+def write(path: Path, arrays: Mapping[str, np.ndarray], text: str | None = None) -> Checkpoint:
+    """Write tensors as they are, whatever they are, beside a config.json (the tiny one by default)."""
+    spelling = {dtype: name for name, dtype in NUMPY_DTYPES.items()}
+    planned = [StoredTensor(name, spelling[array.dtype], array.shape) for name, array in arrays.items()]
+    with CheckpointWriter(path, planned) as writer:
+        for name, array in arrays.items():
+            writer.write(name, array)
+        writer.write_text("config.json", text or json.dumps(RAW))
+    return Checkpoint.open(path)

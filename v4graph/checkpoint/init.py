@@ -110,11 +110,11 @@ def _spread(spec: TensorSpec) -> float:
 
 
 def _scales(target: StoredTensor, size: float, rng: np.random.Generator) -> Array:
-    """Return block scales near `size`, half of them a step smaller."""
-    exponents = round(math.log2(size)) - rng.integers(0, 2, target.shape, np.int16)
+    """Return block scales near `size`: the powers of two around it, or any value within an octave."""
     if target.dtype == "F32":
-        factors: Array = np.exp2(exponents.astype(np.float32) + rng.random(target.shape, np.float32) - 0.5)
+        factors: Array = np.float32(size) * np.exp2(rng.random(target.shape, np.float32) - 0.5)
         return factors
+    exponents = math.floor(math.log2(size)) + rng.integers(0, 2, target.shape, np.int16)
     return (exponents + 127).astype(np.uint8).view(E8M0)
 
 

@@ -145,7 +145,7 @@ class TensorTable:
     def _get(self, name: str) -> tuple[Slot, int | None]:
         found = self._find(name)
         if found is None:
-            raise CheckpointError(f"{self._path}: no tensor {name}{near_match(name, self._slots)}.")
+            raise CheckpointError(f"{self._path}: no tensor {name}{near_match(name, self._slots) or '.'}")
         return found
 
     def header(self, name: str) -> StoredTensor:

@@ -6,6 +6,7 @@ tensor is in memory at a time. Within a shard wide types come first: all tensors
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -76,7 +77,7 @@ class CheckpointWriter:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             name = tempfile.mkdtemp(prefix=f".{self.path.name}.partial-", dir=self.path.parent)
         except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot be written ({error.strerror}).") from error
+            raise self._unwritable(error) from error
         self.directory = Path(name)
         self.directory.chmod(0o755)
         names = _shard_names(len(self._shards))
@@ -85,9 +86,9 @@ class CheckpointWriter:
                 self._begin(self.directory / file_name, shard)
             if len(names) > 1:
                 self._write_index(names)
-        except BaseException:
+        except OSError as error:
             self._discard()
-            raise
+            raise self._unwritable(error) from error
         return self
 
     def _begin(self, path: Path, shard: list[StoredTensor]) -> None:
@@ -143,20 +144,21 @@ class CheckpointWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            try:
+        try:
+            if kind is None:
                 self._finish()
-            except BaseException as failure:
-                kind, error = type(failure), failure
-            else:
                 return
+        except BaseException as failure:
+            self._discard()
+            if isinstance(failure, OSError):
+                raise self._unwritable(failure) from failure
+            raise
         self._discard()
         if isinstance(error, OSError):
-            raise CheckpointError(
-                f"{self.path}: cannot be written ({error}); nothing is left of it."
-            ) from error
-        if trace is None and error is not None:
-            raise error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> CheckpointError:
+        return CheckpointError(f"{self.path}: cannot be written ({error}); nothing is left of it.")
 
     def _finish(self) -> None:
         if self._places:
@@ -167,7 +169,9 @@ class CheckpointWriter:
 
     def _discard(self) -> None:
         for file in self._files:
-            file.close()
+            # Closing flushes, which fails again on a full disk.
+            with contextlib.suppress(OSError):
+                file.close()
         shutil.rmtree(self.directory, ignore_errors=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import click
 from v4graph.cli.output import allow_unknown_option, extra, json_option, print_json, size
 
 if TYPE_CHECKING:
-    from v4graph_runtime import Session, Stats, Tokenizer
+    from v4graph_runtime import Score, Session, Stats, Tokenizer
 
 checkpoint_option = click.option(
     "--checkpoint",
@@ -123,6 +124,9 @@ def _summary(stats: Stats) -> str:
     help="UTF-8 file that the model predicts.",
 )
 @click.option("--max-bytes", type=click.IntRange(min=1), help="Read only the beginning of the file.")
+@click.option(
+    "--documents", is_flag=True, help="Empty lines separate documents: score each from an empty state."
+)
 @click.option("--window", type=int, help="Tokens per window; default: the engine's capacity.")
 @threads_option
 @allow_unknown_option
@@ -132,6 +136,7 @@ def evaluate(
     checkpoint: str | None,
     text_file: Path,
     max_bytes: int | None,
+    documents: bool,
     window: int | None,
     threads: int,
     allow_unknown: bool,
@@ -142,13 +147,14 @@ def evaluate(
     Bits per byte do not depend on the tokenizer; less is better. Needs a graph exported with --all-logits.
 
     \b
-    v4graph eval build/nano.engine --checkpoint models/nano --text models/nano/heldout.txt
+    v4graph eval build/nano.engine --checkpoint models/nano --text models/nano/heldout.txt --documents
     """
     with extra("ort"):
         from v4graph_runtime import score
     text = _read(text_file, max_bytes)
     session, tokenizer = _open(engine_dir, checkpoint, threads, allow_unknown)
-    result = score(session, tokenizer, text, window)
+    texts = [part + "\n" for part in text.rstrip("\n").split("\n\n")] if documents else [text]
+    result = _sum(score(session, tokenizer, text, window) for text in texts)
     if as_json:
         print_json(dataclasses.asdict(result) | {"bits_per_byte": result.bits_per_byte})
         return
@@ -157,6 +163,13 @@ def evaluate(
         f"{result.bits_per_byte:.3f} bits per byte over {result.bytes:,} bytes of {text_file} "
         f"({result.tokens:,} tokens, {share:.1%} of them the most likely)"
     )
+
+
+def _sum(scores: Iterable[Score]) -> Score:
+    from v4graph_runtime import Score
+
+    rows = [dataclasses.astuple(one) for one in scores]
+    return Score(*(sum(column) for column in zip(*rows, strict=True)))
 
 
 def _read(path: Path, max_bytes: int | None) -> str:

@@ -115,9 +115,10 @@ def _check_keys(raw: Any, source: str, allow_unknown: bool) -> None:
     unknown = sorted(raw.keys() - READ - IGNORED)
     if unknown and not allow_unknown:
         raise ConfigError(
-            f"{source}: unknown key '{unknown[0]}'{near_match(unknown[0], READ | IGNORED)}"
+            f"{source}: unknown key '{unknown[0]}'"
             + (f" (and {len(unknown) - 1} more: {', '.join(unknown[1:6])})" if unknown[1:] else "")
-            + "; an unknown key may change the model, so go on only with --allow-unknown-config-keys."
+            + (near_match(unknown[0], READ | IGNORED) or ".")
+            + " It may change the model, so go on only with --allow-unknown-config-keys."
         )
 
 

@@ -140,6 +140,6 @@ def _locate(source: str | Path) -> Path:
             )
         return preset
     raise ConfigError(
-        f"{source}: no such file, directory or preset{near_match(str(source), PRESETS)}; "
-        f"give a {FILE_NAME}, a directory that holds one, or one of {', '.join(PRESETS)}."
+        f"{source}: no such file, directory or preset{near_match(str(source), PRESETS) or '.'} "
+        f"Give a {FILE_NAME}, a directory that holds one, or one of {', '.join(PRESETS)}."
     )

@@ -106,10 +106,10 @@ def _kinds_from_types(raw: Raw, source: str) -> list[_Kind]:
     ratios = {kind: number(rates, kind, f"{source}: compress_rates", int, 1) for kind in RATE_DEFAULTS}
     kinds: list[_Kind] = []
     for i, name in enumerate(items(raw, "layer_types", source)):
-        if name not in TYPE_KINDS:
+        if not isinstance(name, str) or name not in TYPE_KINDS:
             raise ConfigError(
-                f"{source}: layer_types[{i}] is {name!r}{near_match(str(name), TYPE_KINDS)}; "
-                f"expected one of {', '.join(TYPE_KINDS)}."
+                f"{source}: layer_types[{i}] is {name!r}; expected one of {', '.join(TYPE_KINDS)}"
+                f"{near_match(str(name), TYPE_KINDS) or '.'}"
             )
         kinds.append((TYPE_KINDS[name], ratios.get(name, 0)))
     return kinds
@@ -126,7 +126,7 @@ def _read_routing(raw: Raw, count: int, source: str) -> list[Routing]:
         return ["hash" if i < hashed else "topk" for i in range(count)]
     types = items(raw, "mlp_layer_types", source)
     for i, name in enumerate(types):
-        if name not in MLP_ROUTING:
+        if not isinstance(name, str) or name not in MLP_ROUTING:
             known = ", ".join(MLP_ROUTING)
             raise ConfigError(f"{source}: mlp_layer_types[{i}] is {name!r}; expected one of {known}.")
     if len(types) != count:
@@ -134,18 +134,23 @@ def _read_routing(raw: Raw, count: int, source: str) -> list[Routing]:
             f"{source}: mlp_layer_types has {len(types)} entries, expected num_hidden_layers = {count}."
         )
     hashed = types.count("hash_moe")
-    if raw.get("num_hash_layers") is not None and types[: raw["num_hash_layers"]].count("hash_moe") != hashed:
+    announced = (
+        hashed if raw.get("num_hash_layers") is None else number(raw, "num_hash_layers", source, int, 0)
+    )
+    if announced != hashed:
         raise ConfigError(f"{source}: mlp_layer_types and num_hash_layers disagree; remove one of them.")
     return [MLP_ROUTING[name] for name in types]
 
 
 def read_rope_dim(raw: Raw, head_dim: int, source: str) -> int:
     """Return the number of rotated channels, qk_rope_head_dim or its share of head_dim."""
-    share = raw.get("partial_rotary_factor")
+    share = None
+    if raw.get("partial_rotary_factor") is not None:
+        share = number(raw, "partial_rotary_factor", source, float, 0)
     if raw.get("qk_rope_head_dim") is not None:
         dim = number(raw, "qk_rope_head_dim", source, int, 2)
     elif share is not None:
-        dim = int(head_dim * number(raw, "partial_rotary_factor", source, float, 0))
+        dim = int(head_dim * share)
     else:
         raise ConfigError(f"{source}: neither qk_rope_head_dim nor partial_rotary_factor is there.")
     if share is not None and int(head_dim * share) != dim:
@@ -182,7 +187,7 @@ def read_ropes(raw: Raw, dim: int, source: str) -> tuple[Rope, Rope]:
 
 
 def _rope(values: Raw, dim: int, source: str) -> Rope:
-    theta = number(values, "rope_theta", source, float, 1)
+    theta = number(values, "rope_theta", source, float, 2)
     kind = values.get("rope_type", values.get("type", "default"))
     if kind == "default":
         return Rope(theta, dim)
@@ -200,8 +205,8 @@ def _rope(values: Raw, dim: int, source: str) -> Rope:
         dim,
         factor=number(values, "factor", source, float, 1),
         original_max_position_embeddings=number(values, "original_max_position_embeddings", source, int, 1),
-        beta_fast=number({"beta_fast": 32, **values}, "beta_fast", source, float, 0),
-        beta_slow=number({"beta_slow": 1, **values}, "beta_slow", source, float, 0),
+        beta_fast=number({"beta_fast": 32, **values}, "beta_fast", source, float, 0.001),
+        beta_slow=number({"beta_slow": 1, **values}, "beta_slow", source, float, 0.001),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeVar
 
 from v4graph.errors import ConfigError, near_match
@@ -10,13 +11,13 @@ Raw = dict[str, Any]
 _Number = TypeVar("_Number", int, float)
 
 
-def number(raw: Raw, key: str, source: str, kind: type[_Number], least: int) -> _Number:
+def number(raw: Raw, key: str, source: str, kind: type[_Number], least: float) -> _Number:
     """Return `raw[key]` as `kind`, at least `least`; 10000.0 counts as an integer, true does not."""
     value = raw.get(key)
     if value is None:
         raise ConfigError(f"{source}: key '{key}' is missing; copy the model's config.json again.")
     fits = isinstance(value, int) or (isinstance(value, float) and (kind is float or value.is_integer()))
-    if isinstance(value, bool) or not fits or not value >= least:
+    if isinstance(value, bool) or not fits or not least <= value < math.inf:
         wanted = "an integer" if kind is int else "a number"
         raise ConfigError(f"{source}: {key} is {value!r}, expected {wanted} of at least {least}.")
     return kind(value)
@@ -45,5 +46,5 @@ def table(raw: Raw, key: str, source: str, known: frozenset[str]) -> Raw:
         raise ConfigError(f"{source}: {key} is {value!r}, expected an object.")
     for name in value:
         if name not in known:
-            raise ConfigError(f"{source}: unknown key '{name}' in {key}{near_match(name, known)}.")
+            raise ConfigError(f"{source}: unknown key '{name}' in {key}{near_match(name, known) or '.'}")
     return value

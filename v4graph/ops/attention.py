@@ -86,7 +86,7 @@ def selected_attention(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Return o [B, S, H, Dh] and the next ring; window and the entries `rows` [B, S, K] (-1: none)."""
-    batch, tokens, heads, width = q.shape
+    batch, tokens, _, width = q.shape
     length, count = ring.shape[1], rows.shape[2]
     joined = torch.cat([ring, kv], 1)
     near = shared_scores(q, joined, window_visibility(start, length, tokens, window), scale)

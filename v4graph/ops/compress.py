@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def _finish(pooled: Tensor, norm: Tensor, position: Tensor, freqs: Tensor, quantise: str, eps: float) -> Tensor:
+def _finish(
+    pooled: Tensor, norm: Tensor, position: Tensor, freqs: Tensor, quantise: str, eps: float
+) -> Tensor:
     """Norm, rotate and round pooled entries [B, C, c] as cache rows of `norm`'s dtype."""
     dtype = norm.dtype
     entry = rms_norm(pooled.to(dtype), norm, eps).to(dtype).float()

@@ -23,42 +23,33 @@ def _swiglu(gate: Tensor, value: Tensor, weight: Tensor, limit: float) -> Tensor
     return gate * torch.sigmoid(gate) * value * weight[:, None]
 
 
-def _quantised(linear: Callable[..., Tensor], x: Tensor, weight: Tensor, limit: float, mats: tuple[Tensor, ...]) -> Tensor:
-    w1, w1_scale, w3, w3_scale, w2, w2_scale = mats
-    rows = x.float()
-    gate, value = linear(rows, w1, w1_scale).to(x.dtype), linear(rows, w3, w3_scale).to(x.dtype)
-    inner = _swiglu(gate, value, weight, limit).to(x.dtype).float()
-    return linear(inner, w2, w2_scale).to(x.dtype).float()
+def _quantised(linear: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return the reference of an expert whose matrices `linear` multiplies by.
+
+    Float32 [N, D] for rows x [N, D] and routing weights [N].
+    """
+
+    def reference(
+        x: Tensor,
+        weight: Tensor,
+        w1: Tensor,
+        w1_scale: Tensor,
+        w3: Tensor,
+        w3_scale: Tensor,
+        w2: Tensor,
+        w2_scale: Tensor,
+        limit: float,
+    ) -> Tensor:
+        rows = x.float()
+        gate, value = linear(rows, w1, w1_scale).to(x.dtype), linear(rows, w3, w3_scale).to(x.dtype)
+        inner = _swiglu(gate, value, weight, limit).to(x.dtype).float()
+        return linear(inner, w2, w2_scale).to(x.dtype).float()
+
+    return reference
 
 
-def expert_fp4(
-    x: Tensor,
-    weight: Tensor,
-    w1: Tensor,
-    w1_scale: Tensor,
-    w3: Tensor,
-    w3_scale: Tensor,
-    w2: Tensor,
-    w2_scale: Tensor,
-    limit: float,
-) -> Tensor:
-    """Return float32 [N, D] for rows [N, D] with routing weights [N] and FP4 matrices."""
-    return _quantised(rounding.fp4_linear, x, weight, limit, (w1, w1_scale, w3, w3_scale, w2, w2_scale))
-
-
-def expert_fp8(
-    x: Tensor,
-    weight: Tensor,
-    w1: Tensor,
-    w1_scale: Tensor,
-    w3: Tensor,
-    w3_scale: Tensor,
-    w2: Tensor,
-    w2_scale: Tensor,
-    limit: float,
-) -> Tensor:
-    """Return float32 [N, D] for rows [N, D] with routing weights [N] and FP8 matrices."""
-    return _quantised(rounding.fp8_linear, x, weight, limit, (w1, w1_scale, w3, w3_scale, w2, w2_scale))
+expert_fp4 = _quantised(rounding.fp4_linear)
+expert_fp8 = _quantised(rounding.fp8_linear)
 
 
 def expert_float(x: Tensor, weight: Tensor, w1: Tensor, w3: Tensor, w2: Tensor, limit: float) -> Tensor:

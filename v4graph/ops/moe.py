@@ -19,92 +19,30 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def _mixture(
-    u: Tensor,
-    ids: Tensor,
-    weights: Tensor,
-    routed: tuple[Tensor, ...],
-    shared: tuple[Tensor, ...],
-    run: tuple[Callable[..., Tensor], Callable[..., Tensor]],
-    limit: float,
-) -> Tensor:
-    """Sum the shared expert and every hit expert; `run` computes a routed and the shared expert."""
-    x = u.reshape(-1, u.shape[-1])
-    chosen, gains = ids.reshape(x.shape[0], -1).long(), weights.reshape(x.shape[0], -1)
-    run_routed, run_shared = run
-    total = run_shared(x, torch.ones(x.shape[0]), *shared, limit)
-    for e in torch.unique(chosen).tolist():
-        hit = chosen == e
-        rows = hit.any(1).nonzero()[:, 0]
-        gain = torch.where(hit, gains, 0.0).sum(1)[rows]
-        y = run_routed(x[rows], gain, *(matrix[e] for matrix in routed), limit)
-        total = total.index_add(0, rows, y)
-    return total.to(u.dtype).reshape(u.shape)
+Expert = Callable[..., "Tensor"]
 
 
-def moe(
-    u: Tensor,
-    ids: Tensor,
-    weights: Tensor,
-    w1: Tensor,
-    w1_scale: Tensor,
-    w3: Tensor,
-    w3_scale: Tensor,
-    w2: Tensor,
-    w2_scale: Tensor,
-    s1: Tensor,
-    s1_scale: Tensor,
-    s3: Tensor,
-    s3_scale: Tensor,
-    s2: Tensor,
-    s2_scale: Tensor,
-    limit: float,
-) -> Tensor:
-    """Return y [B, S, D] with FP4 routed experts [E, ...] and an FP8 shared expert."""
-    routed = (w1, w1_scale, w3, w3_scale, w2, w2_scale)
-    shared = (s1, s1_scale, s3, s3_scale, s2, s2_scale)
-    return _mixture(u, ids, weights, routed, shared, (expert.expert_fp4, expert.expert_fp8), limit)
+def _mixture(routed: Expert, shared: Expert, count: int) -> Callable[..., Tensor]:
+    """Return the reference of one MoE form.
 
+    Its arguments are those of the op's ports: u [B, S, D], ids and weights [B, S, K], `count`
+    matrices of the routed experts [E, ...], as many of the shared expert, and the clamp limit.
+    """
 
-def moe_fp8(
-    u: Tensor,
-    ids: Tensor,
-    weights: Tensor,
-    w1: Tensor,
-    w1_scale: Tensor,
-    w3: Tensor,
-    w3_scale: Tensor,
-    w2: Tensor,
-    w2_scale: Tensor,
-    s1: Tensor,
-    s1_scale: Tensor,
-    s3: Tensor,
-    s3_scale: Tensor,
-    s2: Tensor,
-    s2_scale: Tensor,
-    limit: float,
-) -> Tensor:
-    """Return y [B, S, D] with FP8 routed experts [E, ...] and an FP8 shared expert."""
-    routed = (w1, w1_scale, w3, w3_scale, w2, w2_scale)
-    shared = (s1, s1_scale, s3, s3_scale, s2, s2_scale)
-    return _mixture(u, ids, weights, routed, shared, (expert.expert_fp8, expert.expert_fp8), limit)
+    def reference(u: Tensor, ids: Tensor, weights: Tensor, *rest: Any) -> Tensor:
+        matrices, shared_matrices, limit = rest[:count], rest[count:-1], rest[-1]
+        x = u.reshape(-1, u.shape[-1])
+        chosen, gains = ids.reshape(x.shape[0], -1).long(), weights.reshape(x.shape[0], -1)
+        total = shared(x, torch.ones(x.shape[0]), *shared_matrices, limit)
+        for e in torch.unique(chosen).tolist():
+            hit = chosen == e
+            rows = hit.any(1).nonzero()[:, 0]
+            gain = torch.where(hit, gains, 0.0).sum(1)[rows]
+            y = routed(x[rows], gain, *(matrix[e] for matrix in matrices), limit)
+            total = total.index_add(0, rows, y)
+        return total.to(u.dtype).reshape(u.shape)
 
-
-def moe_float(
-    u: Tensor,
-    ids: Tensor,
-    weights: Tensor,
-    w1: Tensor,
-    w3: Tensor,
-    w2: Tensor,
-    s1: Tensor,
-    s3: Tensor,
-    s2: Tensor,
-    limit: float,
-) -> Tensor:
-    """Return y [B, S, D] with float experts [E, ...] and a float shared expert."""
-    run = (expert.expert_float, expert.expert_float)
-    return _mixture(u, ids, weights, (w1, w3, w2), (s1, s3, s2), run, limit)
+    return reference
 
 
 _BODY = """
@@ -203,7 +141,7 @@ OP = OpSpec(
     ),
     outputs=_OUT,
     attributes={"limit": float},
-    reference=moe,
+    reference=_mixture(expert.expert_fp4, expert.expert_fp8, 6),
     tolerance=_TOLERANCE,
     flips=2e-2,
     body=_body("V4MoE", ("V4ExpertFp4", _QUANTISED), ("V4ExpertFp8", _SHARED)),
@@ -224,7 +162,7 @@ FP8_OP = OpSpec(
     ),
     outputs=_OUT,
     attributes={"limit": float},
-    reference=moe_fp8,
+    reference=_mixture(expert.expert_fp8, expert.expert_fp8, 6),
     tolerance=_TOLERANCE,
     flips=2e-2,
     body=_body("V4MoEFp8", ("V4ExpertFp8", _QUANTISED), ("V4ExpertFp8", _SHARED)),
@@ -244,7 +182,7 @@ FLOAT_OP = OpSpec(
     ),
     outputs=_OUT,
     attributes={"limit": float},
-    reference=moe_float,
+    reference=_mixture(expert.expert_float, expert.expert_float, 3),
     tolerance=_TOLERANCE,
     body=_body("V4MoEFloat", ("V4ExpertFloat", "w1 w3 w2"), ("V4ExpertFloat", "s1 s3 s2")),
 )

@@ -42,11 +42,22 @@ def e2m1_pairs() -> Tensor:
     return torch.tensor([[signed[byte & 15], signed[byte >> 4]] for byte in range(256)], dtype=torch.float32)
 
 
+def lookup(table: Tensor, index: Tensor) -> Tensor:
+    """Return the rows of `table` [256, W] at `index`: one ONNX Gather, where indexing gives a GatherND."""
+    rows: Tensor = torch.nn.functional.embedding(index, table)
+    return rows
+
+
+def lookup_bytes(table: Tensor, codes: Tensor) -> Tensor:
+    """Return the rows of `table` [256, W], in byte order, for bytes that travel as int8."""
+    return lookup(torch.cat([table[128:], table[:128]]), codes.int() + 128)
+
+
 def power_of_two_at_least(value: Tensor) -> Tensor:
     """Smallest power of two that is not below `value` (float32, at least 2^-126)."""
-    table = powers_of_two()
+    table = powers_of_two()[:, None]
     byte = value.log2().ceil().long().clamp(-125, 126) + 127
-    guess, below, above = table[byte], table[byte - 1], table[byte + 1]
+    guess, below, above = (lookup(table, byte + step)[..., 0] for step in (0, -1, 1))
     return torch.where(below >= value, below, torch.where(guess >= value, guess, above))
 
 
@@ -85,37 +96,39 @@ def hadamard_128(x: Tensor) -> Tensor:
         left, right = pairs[..., 0, :], pairs[..., 1, :]
         x = torch.stack([left + right, left - right], -2).reshape(*lead, 128)
         half //= 2
-    return x * 128**-0.5
+    y: Tensor = x * 128**-0.5
+    return y
 
 
 def decode_scale(scale: Tensor) -> Tensor:
     """Return float32 scales from e8m0 bytes (int8) or from float32 as stored."""
     if scale.dtype == torch.float32:
         return scale
-    # Byte b < 0 as int8 is byte 256 + b: a negative index reads the table from its end.
-    return powers_of_two()[scale.long()]
+    return lookup_bytes(powers_of_two()[:, None], scale)[..., 0]
 
 
 def decode_fp8(weight: Tensor, scale: Tensor) -> Tensor:
-    """Return float32 [O, K] from e4m3 bytes [O, K] and one scale per 128x128 block."""
-    rows = torch.arange(weight.shape[0]) // BLOCK
-    columns = torch.arange(weight.shape[1]) // BLOCK
-    full = decode_scale(scale).index_select(0, rows).index_select(1, columns)
-    return e4m3_values()[weight.long()] * full
+    """Return float32 [O, K] from e4m3 bytes [O, K] and one scale per 128x128 block; K a multiple of 128."""
+    rows, columns = weight.shape
+    values = lookup_bytes(e4m3_values()[:, None], weight).reshape(rows, columns // BLOCK, BLOCK)
+    by_row = decode_scale(scale).index_select(0, torch.arange(rows) // BLOCK)
+    return (values * by_row[..., None]).reshape(rows, columns)
 
 
 def decode_fp4(weight: Tensor, scale: Tensor) -> Tensor:
     """Return float32 [O, K] from packed e2m1 bytes [O, K/2] and one e8m0 byte per 32 values."""
     rows, packed = weight.shape
-    values = e2m1_pairs()[weight.long()].reshape(rows, packed * 2 // FP4_BLOCK, FP4_BLOCK)
+    values = lookup_bytes(e2m1_pairs(), weight).reshape(rows, packed * 2 // FP4_BLOCK, FP4_BLOCK)
     return (values * decode_scale(scale)[..., None]).reshape(rows, packed * 2)
 
 
 def fp8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """Return float32 x W^T with x float32 rounded to FP8 1x128 and W in FP8 128x128."""
-    return torch.nn.functional.linear(fake_fp8(x, BLOCK), decode_fp8(weight, scale))
+    y: Tensor = torch.nn.functional.linear(fake_fp8(x, BLOCK), decode_fp8(weight, scale))
+    return y
 
 
 def fp4_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """Return float32 x W^T with x float32 rounded to FP8 1x128 and W in FP4 1x32."""
-    return torch.nn.functional.linear(fake_fp8(x, BLOCK), decode_fp4(weight, scale))
+    y: Tensor = torch.nn.functional.linear(fake_fp8(x, BLOCK), decode_fp4(weight, scale))
+    return y
