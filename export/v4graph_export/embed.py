@@ -1,19 +1,21 @@
-"""`--embed-weights`: weight inputs become initializers stored in a safetensors file beside the graph.
+"""`--embed-weights`: weight inputs become initializers in one safetensors file beside the graph.
 
-The file holds every tensor as the graph wants it (stacked, cast, as bytes), so the folder runs in
-any ONNX runtime with nothing of v4graph installed.
+The file holds every tensor as the graph wants it (stacked, cast, as bytes), so the folder runs in any
+ONNX runtime with nothing of v4graph installed. It is a file of its own, not a link to the checkpoint:
+runtimes refuse external data outside the graph's folder, and onnx refuses hard links.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
+from v4graph.inventory import DTYPE_BYTES
 from v4graph.manifest import Binding, Manifest
 
 if TYPE_CHECKING:
@@ -21,23 +23,25 @@ if TYPE_CHECKING:
 
 WEIGHTS_FILE = "weights.safetensors"
 _SAFETENSORS = {"float32": "F32", "bfloat16": "BF16", "int8": "I8", "int64": "I64"}
-_ITEM_SIZE = {"float32": 4, "bfloat16": 2, "int8": 1, "int64": 8}
 _ALIGNMENT = 64
 
 
 def embed_weights(model: ir.Model, manifest: Manifest, checkpoint: Checkpoint, folder: Path) -> None:
-    """Write the weights file and turn the weight inputs of `model` into external initializers."""
+    """Write the weights beside the graph and turn its weight inputs into external initializers.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit the manifest.
+    """
     offsets = _write(manifest, checkpoint, folder / WEIGHTS_FILE)
     graph = model.graph
-    for value in list(graph.inputs):
-        if value.name not in offsets:
-            continue
+    sizes = {name: _nbytes(binding) for binding in manifest.bindings for name, _ in binding.inputs()}
+    for value in [value for value in graph.inputs if value.name in offsets]:
+        assert value.name is not None
         assert value.shape is not None
-        offset, length = offsets[value.name]
         value.const_value = ir.ExternalTensor(
             location=WEIGHTS_FILE,
-            offset=offset,
-            length=length,
+            offset=offsets[value.name],
+            length=sizes[value.name],
             dtype=value.dtype or ir.DataType.UNDEFINED,
             shape=value.shape,
             name=value.name,
@@ -47,31 +51,28 @@ def embed_weights(model: ir.Model, manifest: Manifest, checkpoint: Checkpoint, f
         graph.initializers[value.name] = value
 
 
-def _inputs(manifest: Manifest) -> dict[str, Binding]:
-    return {name: binding for binding in manifest.bindings for name, _ in binding.inputs()}
+def _nbytes(binding: Binding) -> int:
+    return math.prod(binding.shape) * DTYPE_BYTES[_SAFETENSORS[binding.dtype]]
 
 
-def _write(manifest: Manifest, checkpoint: Checkpoint, path: Path) -> dict[str, tuple[int, int]]:
-    """Stream every bound tensor into one safetensors file; return offset and length of each."""
+def _write(manifest: Manifest, checkpoint: Checkpoint, path: Path) -> dict[str, int]:
+    """Stream every weight input into one safetensors file; return the first byte of each."""
     header: dict[str, object] = {"__metadata__": {"format": "v4graph"}}
+    offsets: dict[str, int] = {}
     position = 0
-    spans: dict[str, tuple[int, int]] = {}
-    for name, binding in _inputs(manifest).items():
-        size = int(np.prod(binding.shape)) * _ITEM_SIZE[binding.dtype]
-        spans[name] = (position, size)
-        header[name] = {
-            "dtype": _SAFETENSORS[binding.dtype],
-            "shape": list(binding.shape),
-            "data_offsets": [position, position + size],
-        }
-        position += size
+    for binding in manifest.bindings:
+        for name, _ in binding.inputs():
+            begin, position = position, position + _nbytes(binding)
+            offsets[name] = begin
+            header[name] = {
+                "dtype": _SAFETENSORS[binding.dtype],
+                "shape": list(binding.shape),
+                "data_offsets": [begin, position],
+            }
     text = json.dumps(header).encode()
     text += b" " * (-(len(text) + 8) % _ALIGNMENT)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name, array in checkpoint.bound(manifest):
-            file.seek(8 + len(text) + spans[name][0])
-            file.write(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
-        file.flush()
-        os.fsync(file.fileno())
-    return {name: (8 + len(text) + offset, size) for name, (offset, size) in spans.items()}
+        for _, array in checkpoint.bound(manifest):
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return {name: 8 + len(text) + begin for name, begin in offsets.items()}

@@ -7,7 +7,6 @@ the versions and hashes that `Session` checks.
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 import tempfile
 from importlib.metadata import version
@@ -24,7 +23,8 @@ EMBEDDED_WEIGHTS = ".safetensors"
 def build_engine(graph_dir: str | Path, engine_dir: str | Path) -> Manifest:
     """Build an engine for onnxruntime in `engine_dir`, which must not exist or be empty.
 
-    Embedded weights are hard-linked where the file system allows. Nothing is left behind on failure.
+    Embedded weights are copied: onnx refuses external data with several hard links. Nothing is left
+    behind on failure.
 
     Raises:
         ManifestError: `graph_dir` holds no graph.
@@ -55,7 +55,7 @@ def _write(folder: Path, source: Path, manifest: Manifest) -> Manifest:
     for name in manifest.files:
         shutil.copyfile(source / name, folder / name)
     for path in source.glob("*" + EMBEDDED_WEIGHTS):
-        _link(path, folder / path.name)
+        shutil.copyfile(path, folder / path.name)
     open_model(folder / MODEL, OrtOptions())
     engine = dataclasses.replace(
         manifest,
@@ -66,11 +66,3 @@ def _write(folder: Path, source: Path, manifest: Manifest) -> Manifest:
     )
     engine.save(folder)
     return engine
-
-
-def _link(source: Path, target: Path) -> None:
-    """Hard-link a file, or copy it across file systems; runtimes refuse symlinks to external data."""
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)
