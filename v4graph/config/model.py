@@ -123,15 +123,12 @@ def _check_at_most(what: str, value: int | None, most: int, least: int) -> None:
 
 
 def _locate(source: str | Path) -> Path:
+    """Return the config.json that `source` means; a preset gives way to a path that holds one."""
     path = Path(source)
-    if path.is_dir():
-        if not (path / FILE_NAME).is_file():
-            raise ConfigError(
-                f"{path}: no {FILE_NAME} in this directory; copy the model's {FILE_NAME} there."
-            )
-        return path / FILE_NAME
-    if path.exists():
+    if path.is_file():
         return path
+    if (path / FILE_NAME).is_file():
+        return path / FILE_NAME
     if str(source) in PRESETS:
         preset = Path(__file__).parents[1] / "presets" / f"{source}.config.json"
         if not preset.is_file():
@@ -139,6 +136,8 @@ def _locate(source: str | Path) -> Path:
                 f"preset '{source}' has no file {preset.name} in this installation; reinstall v4graph."
             )
         return preset
+    if path.is_dir():
+        raise ConfigError(f"{path}: no {FILE_NAME} in this directory; copy the model's {FILE_NAME} there.")
     raise ConfigError(
         f"{source}: no such file, directory or preset{near_match(str(source), PRESETS) or '.'} "
         f"Give a {FILE_NAME}, a directory that holds one, or one of {', '.join(PRESETS)}."
