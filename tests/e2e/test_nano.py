@@ -21,7 +21,7 @@ TOKENS = 512
 def heldout(tokens: int) -> np.ndarray:
     """The first tokens of the held-out chapters, int64 [1, tokens]."""
     text = (NANO / "heldout.txt").read_text()
-    ids = Tokenizer.open(NANO).encode(text[: 8 * tokens])
+    ids = Tokenizer.load(NANO).encode(text[: 8 * tokens])
     return np.asarray(ids[:tokens], np.int64)[None]
 
 
@@ -44,7 +44,7 @@ def test_onnxruntime_equals_torch_in_v4_numerics(
 
 
 def test_held_out_bits_per_byte_and_the_price_of_quantisation(nano_v4: Built, nano_exact: Built) -> None:
-    tokenizer = Tokenizer.open(NANO)
+    tokenizer = Tokenizer.load(NANO)
     text = (NANO / "heldout.txt").read_text()[:24_000]
     exact, v4 = (
         score(Session(built.engine, NANO), tokenizer, text, window=TOKENS).bits_per_byte

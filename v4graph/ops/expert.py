@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from v4graph.ops import rounding
 from v4graph.ops.lazy import torch
+from v4graph.ops.positional import sigmoid
 from v4graph.ops.spec import F32, FLOAT, I8, SCALE, OpSpec, Port
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 def _swiglu(gate: Tensor, value: Tensor, weight: Tensor, limit: float) -> Tensor:
     """Return silu(min(gate, limit)) * clamp(value) * weight, float32 [N, I]; weight is [N]."""
     gate, value = gate.float().clamp(max=limit), value.float().clamp(-limit, limit)
-    return gate * torch.sigmoid(gate) * value * weight[:, None]
+    return gate * sigmoid(gate) * value * weight[:, None]
 
 
 def _quantised(linear: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from v4graph.ops.hyper_pre import hyper_mixes
-from v4graph.ops.lazy import torch
-from v4graph.ops.positional import rms_norm
+from v4graph.ops.positional import rms_norm, sigmoid
 from v4graph.ops.spec import F32, FLOAT, OpSpec, Port
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ def hyper_head(
     x: Tensor, fn: Tensor, base: Tensor, scale: Tensor, norm: Tensor, eps: float, hc_eps: float
 ) -> Tensor:
     """Return the normed final hidden state [B, S, D]."""
-    weights = torch.sigmoid(hyper_mixes(x, fn, eps) * scale + base) + hc_eps
+    weights = sigmoid(hyper_mixes(x, fn, eps) * scale + base) + hc_eps
     mixed = (weights[..., None] * x.float()).sum(2).to(x.dtype)
     return rms_norm(mixed, norm, eps).to(x.dtype)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from v4graph.ops.lazy import torch
-from v4graph.ops.positional import rms_norm
+from v4graph.ops.positional import rms_norm, sigmoid
 from v4graph.ops.spec import F32, FLOAT, OpSpec, Port
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ def hyper_pre(
     """Return the normed sublayer input [B,S,D], post [B,S,4] and comb [B,S,4,4] (first index: source)."""
     m = hyper_mixes(x, fn, eps)
     n = STREAMS
-    pre = torch.sigmoid(m[..., :n] * scale[0] + base[:n]) + hc_eps
-    post = 2 * torch.sigmoid(m[..., n : 2 * n] * scale[1] + base[n : 2 * n])
+    pre = sigmoid(m[..., :n] * scale[0] + base[:n]) + hc_eps
+    post = 2 * sigmoid(m[..., n : 2 * n] * scale[1] + base[n : 2 * n])
     comb = sinkhorn(m[..., 2 * n :] * scale[2] + base[2 * n :], iters, hc_eps)
     mixed = (pre[..., None] * x.float()).sum(2).to(x.dtype)
     y = rms_norm(mixed, norm, eps).to(x.dtype)

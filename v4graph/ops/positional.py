@@ -1,4 +1,4 @@
-"""Absolute positions, RoPE, RMSNorm and the position-addressed rings.
+"""Absolute positions, RoPE, RMSNorm, sigmoid and the position-addressed rings.
 
 Every row of a ring is addressed by position modulo its length, and masks come from positions, so a
 session needs no reset and a rollback is a smaller start. Source: spec sections 2.0, 2.2, 2.7.
@@ -19,6 +19,16 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     x = x.float()
     y = x * torch.rsqrt((x * x).mean(-1, keepdim=True) + eps)
     return y if weight is None else y * weight.float()
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """Return 1 / (1 + exp(-x)), spelt out.
+
+    onnxruntime's Sigmoid is a rational approximation, off by 1e-7 of 1 wherever it is: 1e-5 of a small
+    value. Through a quantiser that is enough to flip codes; its Exp is good to the last bit.
+    """
+    y: Tensor = 1.0 / (1.0 + (-x).exp())
+    return y
 
 
 def positions(start: Tensor, tokens: int) -> Tensor:
