@@ -46,7 +46,7 @@ type: setup ## mypy --strict on the four packages
 
 nano: setup ## Train the nano checkpoint again (up to 90 minutes)
 	@rm -rf build/nano/trained build/nano/official
-	$(BIN)/python -m nano.train --out build/nano/trained --work-dir build/nano
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m nano.train --out build/nano/trained --work-dir build/nano
 	$(BIN)/v4graph pack build/nano/trained build/nano/official --quantize
 	$(BIN)/python -m nano.card build/nano/trained models/nano
 	cp build/nano/official/model.safetensors models/nano/

@@ -39,9 +39,14 @@ def sinkhorn(mixes: Tensor, iters: int, eps: float) -> Tensor:
 
 
 def hyper_mixes(x: Tensor, fn: Tensor, eps: float) -> Tensor:
-    """Return (fn v) / rms(v), float32 [B, S, M], for v = the streams [B, S, 4, D] laid end to end."""
-    v = x.float().flatten(2)
-    return torch.nn.functional.linear(v, fn) * torch.rsqrt((v * v).mean(-1, keepdim=True) + eps)
+    """Return (fn v) / rms(v), float32 [B, S, M], for v = the streams [B, S, 4, D] laid end to end.
+
+    fp64: the streams have outliers, and 24 numbers scale everything that follows. Summed in fp32, two
+    right implementations differ by an ulp that flips FP8 codes downstream (docs/design-notes).
+    """
+    v = x.double().flatten(2)
+    mixes = torch.nn.functional.linear(v, fn.double()) * torch.rsqrt((v * v).mean(-1, keepdim=True) + eps)
+    return mixes.float()
 
 
 def hyper_pre(
