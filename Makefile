@@ -24,8 +24,7 @@ demo: setup ## Checkpoint to text: export nano, build, generate, score held-out 
 	$(BIN)/v4graph build build/nano.graph build/nano.engine --backend ort
 	$(BIN)/v4graph run build/nano.engine --checkpoint models/nano --prompt "In the beginning" \
 	    --max-new-tokens 250 --temperature 0.8 --seed 1
-	$(BIN)/v4graph eval build/nano.engine --checkpoint models/nano --text models/nano/heldout.txt \
-	    --documents --max-bytes 40000
+	$(BIN)/v4graph eval build/nano.engine --checkpoint models/nano --text models/nano/heldout.txt --documents
 
 test: setup ## The fast tests (no GPU; at most 8 minutes on 2 cores)
 	$(BIN)/pytest -q -m "not slow and not gpu" tests
@@ -44,7 +43,7 @@ format: setup ## ruff: sort imports and format
 type: setup ## mypy --strict on the four packages
 	$(BIN)/mypy
 
-nano: setup ## Train the nano checkpoint again (up to 90 minutes)
+nano: setup ## Train the nano checkpoint again (about half an hour on 2 cores)
 	@rm -rf build/nano/trained build/nano/official
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m nano.train --out build/nano/trained --work-dir build/nano
 	$(BIN)/v4graph pack build/nano/trained build/nano/official --quantize

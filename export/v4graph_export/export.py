@@ -10,7 +10,6 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -174,17 +173,6 @@ def _notes(flavour: Flavour) -> tuple[str, ...]:
 def _op_versions(model: ir.Model) -> dict[str, int]:
     used = {plain_name(node.op_type) for function in model.functions.values() for node in walk(function)}
     return {name: OPS_BY_NAME[name].version for name in sorted(used & OPS_BY_NAME.keys())}
-
-
-def op_counts(model: ir.Model) -> Counter[str]:
-    """Count the custom ops that one run of the model executes, MoE internals aside."""
-    counts: Counter[str] = Counter()
-    for call in model.graph:
-        function = model.functions.get(call.op_identifier())
-        for node in function or ():
-            if plain_name(node.op_type) in OPS_BY_NAME:
-                counts[plain_name(node.op_type)] += 1
-    return counts
 
 
 def _write(folder: Path, model: ir.Model, manifest: Manifest, source: Source) -> Manifest:

@@ -58,7 +58,7 @@ def real_whole(real_ratios: Built) -> Whole:
     return whole(real_ratios, oracles.REAL_RATIOS)
 
 
-def replay(case: Whole, steps: list[Step]) -> None:
+def check_schedule(case: Whole, steps: list[Step]) -> None:
     """Run a schedule and compare every row of logits that it produces."""
     session, ids = case.session, case.ids
     session.reset()
@@ -83,20 +83,20 @@ def replay(case: Whole, steps: list[Step]) -> None:
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(steps=schedules(longest=60))
 def test_any_schedule_gives_the_same_logits(small_whole: Whole, steps: list[Step]) -> None:
-    replay(small_whole, steps)
+    check_schedule(small_whole, steps)
 
 
 @pytest.mark.slow
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(steps=schedules(longest=129))
 def test_any_schedule_at_the_real_window_and_ratios(real_whole: Whole, steps: list[Step]) -> None:
-    replay(real_whole, steps)
+    check_schedule(real_whole, steps)
 
 
 @pytest.mark.parametrize("edge", [4, 8, 16, 64], ids=lambda edge: f"edge{edge}")
 def test_every_boundary_can_be_crossed_by_one_token_and_taken_back(small_whole: Whole, edge: int) -> None:
     crossing = Step((1, 2, 1), (1, 2, 0))
-    replay(
+    check_schedule(
         small_whole,
         [Step((edge - 1, edge - 1, edge), (0, 0, 0)), crossing, crossing, Step((9, 3, 1), (0, 0, 0))],
     )

@@ -45,7 +45,7 @@ def test_an_engine_that_does_not_match_is_refused(
 
 def test_known_ops_are_accepted(copied: Path, weights: ToyWeights) -> None:
     change(copied, ops={"V4MoE": 1})
-    Session(copied, weights)
+    assert Session(copied, weights).position.tolist() == [0]
 
 
 def test_a_missing_model_is_refused(copied: Path, weights: ToyWeights) -> None:
