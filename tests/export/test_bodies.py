@@ -47,7 +47,7 @@ def test_body_equals_reference(case: OpCase) -> None:
     inputs = case.inputs()
     expected = case.reference(inputs)
     for got, want, port in zip(run_body(case, inputs), expected, case.spec.outputs, strict=True):
-        assert not mismatch(case.spec, got, want.numpy()), port.name
+        assert not mismatch(case.spec, got, want.numpy(), case.attributes), port.name
 
 
 def test_every_op_and_shipped_variant_has_a_case() -> None:

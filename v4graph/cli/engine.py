@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from v4graph.cli.output import allow_unknown_option, extra, json_option, print_json, size
+from v4graph.cli.output import allow_unknown_option, extra, json_option, print_json, progress, size
 
 if TYPE_CHECKING:
     from v4graph_runtime import Score, Session, Stats, Tokenizer
@@ -43,7 +43,9 @@ def build(graph_dir: Path, engine_dir: Path, backend: str, as_json: bool) -> Non
     with extra("ort"):
         from v4graph_runtime import build_engine
     started = time.perf_counter()
-    manifest = build_engine(graph_dir, engine_dir)
+    with progress() as report:
+        report("check that onnxruntime loads the graph", 0, 1)
+        manifest = build_engine(graph_dir, engine_dir)
     seconds = round(time.perf_counter() - started, 2)
     if as_json:
         print_json(
@@ -154,7 +156,12 @@ def evaluate(
     text = _read(text_file, max_bytes)
     session, tokenizer = _open(engine_dir, checkpoint, threads, allow_unknown)
     texts = [part + "\n" for part in text.rstrip("\n").split("\n\n")] if documents else [text]
-    result = _sum(score(session, tokenizer, text, window) for text in texts)
+    with progress() as report:
+        scores = []
+        for done, part in enumerate(texts):
+            report("score", done, len(texts))
+            scores.append(score(session, tokenizer, part, window))
+    result = _sum(scores)
     if as_json:
         print_json(dataclasses.asdict(result) | {"bits_per_byte": result.bits_per_byte})
         return
@@ -193,5 +200,7 @@ def _open(
     from v4graph_runtime.ort_backend import OrtOptions
 
     weights = open_checkpoint(checkpoint, allow_unknown=allow_unknown) if checkpoint is not None else None
-    session = Session(engine_dir, weights, options=OrtOptions(threads=threads))
+    with progress() as report:
+        report("open the engine", 0, 1)
+        session = Session(engine_dir, weights, options=OrtOptions(threads=threads))
     return session, Tokenizer.load(engine_dir, weights.path if weights else None)
