@@ -35,6 +35,8 @@ _SOURCE_KEY = "v4graph.ops_sha256"
 # symbols of one op never share a size, or torch.export would take them for one.
 _SIZES: Mapping[str, int] = {"B": 2, "S": 389, "D": 96, "N": 533, "F": 32, "H": 6, "Dh": 96, "L": 147}
 _SIZES_OF: Mapping[str, Mapping[str, int]] = {
+    "V4Linear": {"K": 384, "O": 500},
+    "V4LinearF32": {"K": 384, "O": 500},
     "V4Fp8Linear": {"K": 384, "O": 500, "OB": 4, "KB": 3},
     "V4AttentionPrep": {"Dh": 320, "Q": 960},
     "V4Compress": {"R": 7, "C": 320, "CC": 320, "L": 23},

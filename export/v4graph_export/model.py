@@ -64,9 +64,11 @@ class DecoderLayer:
         return y, post, comb
 
     def _linear(self, x: Tensor, weights: Tensors, name: str) -> Tensor:
-        if not self.flavour.quantised:
-            return torch.nn.functional.linear(x, weights[f"{name}.weight"])
-        y: Tensor = call("V4Fp8Linear", x, weights[f"{name}.weight"], weights[f"{name}.scale"])
+        y: Tensor
+        if self.flavour.quantised:
+            y = call("V4Fp8Linear", x, weights[f"{name}.weight"], weights[f"{name}.scale"])
+        else:
+            y = call("V4Linear", x, weights[f"{name}.weight"])
         return y
 
     def _attention(
@@ -118,13 +120,11 @@ class DecoderLayer:
         name = "attn.indexer.compressor" if index else "attn.compressor"
         prefix, cache = ("index_", "index_keys") if index else ("", "compressed")
         quantise = ("index" if index else "kv") if self.flavour.quantised else "none"
-        linear = torch.nn.functional.linear
         # fp32: the compressor's projections and pooling are float32 in the official code.
-        wide = h.float()
         compressed, tail_kv, tail_gate = call(
             "V4Compress",
-            linear(wide, weights[f"{name}.wkv.weight"].float()),
-            linear(wide, weights[f"{name}.wgate.weight"].float()),
+            call("V4LinearF32", h, weights[f"{name}.wkv.weight"]),
+            call("V4LinearF32", h, weights[f"{name}.wgate.weight"]),
             weights[f"{name}.ape"],
             weights[f"{name}.norm.weight"],
             chunk.freqs,
@@ -144,7 +144,7 @@ class DecoderLayer:
         rows: Tensor = call(
             "V4IndexTopK",
             self._linear(latent, weights, "attn.indexer.wq_b"),
-            torch.nn.functional.linear(h, weights["attn.indexer.weights_proj.weight"]),
+            call("V4Linear", h, weights["attn.indexer.weights_proj.weight"]),
             keys,
             chunk.freqs,
             chunk.start,
@@ -192,5 +192,5 @@ def head(config: ModelConfig, x: Tensor, num: Tensor, weights: Tensors, *, all_l
     norm = weights["norm.weight"]
     y = call("V4HyperHead", x, *mixing, norm, eps=config.rms_norm_eps, hc_eps=config.hc_eps)
     # fp32: the official code multiplies by the bf16 head in float32.
-    logits = torch.nn.functional.linear(y.float(), weights["head.weight"].float())
+    logits: Tensor = call("V4LinearF32", y, weights["head.weight"])
     return logits if all_logits else logits[:, 0]

@@ -120,6 +120,8 @@ def all_cases() -> Iterator[OpCase]:
         yield OpCase("V4HyperPost", {**one, "D": 128})
         yield OpCase("V4HyperHead", {**one, "D": 128}, hyper)
         yield OpCase("V4RmsNorm", {**one, "D": 128}, eps)
+        for name in ("V4Linear", "V4LinearF32"):
+            yield OpCase(name, {**one, "K": 96, "O": 130})
         for scale in ("int8", "float32"):
             yield OpCase("V4Fp8Linear", {**one, "K": 128, "O": 256, "OB": 2, "KB": 1}, scale=scale)
             yield OpCase("V4Fp8Linear", {**one, "K": 384, "O": 200, "OB": 2, "KB": 3}, scale=scale)
