@@ -7,7 +7,18 @@ from collections.abc import Iterable
 
 
 class V4GraphError(Exception):
-    """Base of every error that a user can cause; the command line prints it and exits with 2."""
+    """Base of every error that a user can cause; the command line prints it and exits with 2.
+
+    `detail` is what another program said about it (TensorRT's own messages); it goes below the sentence.
+    """
+
+    def __init__(self, message: str, *, detail: str = "") -> None:
+        super().__init__(message)
+        self.detail = detail
+
+    def __str__(self) -> str:
+        message = str(self.args[0])
+        return f"{message}\n{self.detail}" if self.detail else message
 
 
 class ConfigError(V4GraphError):

@@ -104,11 +104,55 @@ class Unbound:
 
 
 @dataclass(frozen=True)
+class Profile:
+    """One TensorRT optimization profile: (least, usual, most) of what a call may bring.
+
+    `batch` and `tokens` are B and S; `capacity` is in tokens, of which a cache has capacity // ratio rows.
+    """
+
+    name: str
+    batch: tuple[int, int, int]
+    tokens: tuple[int, int, int]
+    capacity: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One custom op that runs as a plugin: `sha256` is of its contract and kernels, `layers` counts uses."""
+
+    op: str
+    version: int
+    sha256: str
+    layers: int
+
+
+@dataclass(frozen=True)
+class TensorRTBuild:
+    """How a TensorRT plan was made, and so what it needs to run.
+
+    `package` is tensorrt or tensorrt_rtx; `cuda` the CUDA version that it was built for; `targets` are
+    names such as sm89, or portable. `bodies` are the custom ops that run as native layers instead.
+    """
+
+    package: str
+    version: str
+    cuda: str
+    targets: tuple[str, ...]
+    profiles: tuple[Profile, ...]
+    plugins: tuple[Plugin, ...]
+    bodies: tuple[str, ...]
+    layers: int
+    optimization_level: int
+    weight_streaming: bool
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a graph directory ("graph") or an engine directory ("engine") promises.
 
     `config` is config.json as read, in the hub form or the transformers form; `layer_functions`
-    maps ONNX function names to the layers that call them; `tools` maps package names to versions.
+    maps ONNX function names to the layers that call them; `tools` maps package names to versions;
+    `passes` are the graph passes that ran, in order; `tensorrt` is there in TensorRT engines only.
     """
 
     kind: Literal["graph", "engine"]
@@ -132,6 +176,8 @@ class Manifest:
     notes: tuple[str, ...]
     tools: dict[str, str]
     files: dict[str, str]
+    passes: tuple[str, ...] = ()
+    tensorrt: TensorRTBuild | None = None
     format_version: int = FORMAT_VERSION
 
     def save(self, directory: Path) -> None:
@@ -190,10 +236,14 @@ def _from_json(raw: dict[str, Any], path: Path) -> Manifest:
                 fields[key] = tuple(_record(nested[key], item) for item in value)
             elif key == "config":
                 fields[key] = value
+            elif key == "tensorrt" and value is not None:
+                nested_build = {"profiles": Profile, "plugins": Plugin}
+                parts = {k: tuple(_record(c, item) for item in value[k]) for k, c in nested_build.items()}
+                fields[key] = _record(TensorRTBuild, value | parts)
             elif key == "layer_functions":
                 fields[key] = {name: tuple(layers) for name, layers in value.items()}
             else:
                 fields[key] = _tuples(value)
         return Manifest(**fields)
-    except TypeError as error:
+    except (TypeError, KeyError) as error:
         raise ManifestError(f"{path}: a field is missing or unknown ({error}); export it again.") from error

@@ -21,8 +21,14 @@ from v4graph.errors import V4GraphError
 class _UserError(click.ClickException):
     exit_code = 2
 
+    def __init__(self, error: V4GraphError) -> None:
+        super().__init__(str(error.args[0]))
+        self.detail = error.detail
+
     def show(self, file: IO[Any] | None = None) -> None:
         click.echo(f"Error: {' '.join(self.message.split())}", file=file, err=file is None)
+        for line in self.detail.splitlines():
+            click.echo(f"  {line}", file=file, err=file is None)
 
 
 class _Commands(click.Group):
@@ -35,7 +41,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except V4GraphError as error:
-            raise _UserError(str(error)) from error
+            raise _UserError(error) from error
 
 
 @click.group(

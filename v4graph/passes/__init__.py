@@ -1,0 +1,1 @@
+"""Graph passes: one file per pass, on `onnx_ir` models; the order of each pipeline is a literal tuple."""
