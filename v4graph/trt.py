@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import importlib.metadata
 import importlib.util
 import platform
 import re
@@ -84,7 +85,8 @@ def _choose(choice: Choice) -> tuple[str, str]:
         package = PACKAGES[choice]
         if package not in there:
             raise EngineError(
-                f"{TITLES[package]} is not installed; install it with `pip install 'v4graph[{_EXTRAS[package]}]'`."
+                f"{TITLES[package]} is not installed; install it with "
+                f"`pip install 'v4graph[{_EXTRAS[package]}]'`."
             )
         return package, "as asked"
     if not there:
@@ -97,6 +99,15 @@ def _choose(choice: Choice) -> tuple[str, str]:
     if gpus():
         return "tensorrt", "both are installed, and there is a GPU"
     return "tensorrt_rtx", "both are installed, and full TensorRT cannot build without a GPU"
+
+
+def cuda_version(package: str) -> str:
+    """Return the CUDA major version of an installed TensorRT ("13"), from its wheel's name; "" if unknown."""
+    for distribution in importlib.metadata.distributions():
+        match = re.match(rf"{package}[-_]cu(\d+)", distribution.name.replace("-", "_"))
+        if match:
+            return match.group(1)
+    return ""
 
 
 def version_tuple(version: str) -> tuple[int, ...]:
@@ -156,6 +167,3 @@ def _alias_library(name: str, real: str) -> bytes:
     load = struct.pack("<IIQQQQQQ", 1, 6, 0, 0, 0, size, size, 0x10000)
     where = struct.pack("<IIQQQQQQ", 2, 6, *(dynamic_at,) * 3, *(len(dynamic),) * 2, 8)
     return header + load + where + dynamic + bytes(symbol_size) + strings
-
-
-__all__ = ["Choice", "TensorRT", "installed", "load", "name_rtx_library", "version_tuple"]

@@ -11,8 +11,9 @@ from typing import IO, Any
 import click
 
 from v4graph import __version__
+from v4graph.cli.build import build
 from v4graph.cli.checkpoint import init, pack
-from v4graph.cli.engine import build, evaluate, run
+from v4graph.cli.engine import evaluate, run
 from v4graph.cli.export import export
 from v4graph.cli.inspect import inspect
 from v4graph.errors import V4GraphError

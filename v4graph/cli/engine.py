@@ -1,9 +1,8 @@
-"""`v4graph build`, `run` and `eval`: graph directory to engine directory, to text, to bits per byte."""
+"""`v4graph run` and `eval`: engine directory to text, and to bits per byte."""
 
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,37 +22,6 @@ checkpoint_option = click.option(
 threads_option = click.option(
     "--threads", type=click.IntRange(min=0), default=0, help="Threads per op; 0: one per core."
 )
-
-
-@click.command()
-@click.argument("graph_dir", type=click.Path(path_type=Path))
-@click.argument("engine_dir", type=click.Path(path_type=Path))
-@click.option(
-    "--backend", type=click.Choice(["ort"]), default="ort", show_default=True, help="ort: onnxruntime."
-)
-@json_option
-def build(graph_dir: Path, engine_dir: Path, backend: str, as_json: bool) -> None:
-    """Build an engine from a graph.
-
-    ENGINE_DIR is complete but for the weights; GRAPH_DIR may go.
-
-    \b
-    v4graph build build/nano.graph build/nano.engine --backend ort
-    """
-    with extra("ort"):
-        from v4graph_runtime import build_engine
-    started = time.perf_counter()
-    with progress() as report:
-        report("check that onnxruntime loads the graph", 0, 1)
-        manifest = build_engine(graph_dir, engine_dir)
-    seconds = round(time.perf_counter() - started, 2)
-    if as_json:
-        print_json(
-            {"engine": str(engine_dir), "backend": backend, "tools": manifest.tools, "seconds": seconds}
-        )
-        return
-    layers = sum(len(indices) for indices in manifest.layer_functions.values())
-    click.echo(f"{engine_dir}: {backend} engine, {layers} layers, {seconds} s")
 
 
 @click.command()

@@ -36,7 +36,8 @@ class StripPluginBodies(ir.passes.InPlacePass):
                 name = plain_name(node.op_type)
                 if node.domain == DOMAIN and name in self.plugins and node.op_type != name:
                     node.op_type, renamed = name, True
-        return ir.passes.PassResult(model, modified=bool(backed) or renamed | _drop_unused(model))
+        dropped = _drop_unused(model)
+        return ir.passes.PassResult(model, modified=bool(backed) or renamed or dropped)
 
 
 def _drop_unused(model: ir.Model) -> bool:
