@@ -23,6 +23,8 @@ from v4graph.gpu import gpus
 
 Choice = Literal["auto", "full", "rtx"]
 PACKAGES = {"full": "tensorrt", "rtx": "tensorrt_rtx"}
+# NVIDIA's wheels of the libraries and bindings come without the package that only renames the bindings.
+_MODULES = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
 OLDEST = {"tensorrt": (10, 16), "tensorrt_rtx": (1, 7)}
 _EXTRAS = {"tensorrt": "trt", "tensorrt_rtx": "rtx"}
@@ -48,7 +50,12 @@ class TensorRT:
 
 def installed(package: str) -> bool:
     """Return whether a package is there, without importing it."""
-    return package in sys.modules or importlib.util.find_spec(package) is not None
+    return _module_name(package) is not None
+
+
+def _module_name(package: str) -> str | None:
+    names = _MODULES.get(package, (package,))
+    return next((n for n in names if n in sys.modules or importlib.util.find_spec(n) is not None), None)
 
 
 def load(choice: Choice = "auto") -> TensorRT:
@@ -61,7 +68,7 @@ def load(choice: Choice = "auto") -> TensorRT:
     """
     package, reason = _choose(choice)
     try:
-        module = importlib.import_module(package)
+        module = importlib.import_module(_module_name(package) or package)
     except (ImportError, OSError) as error:
         raise EngineError(
             f"{TITLES[package]} is installed but does not load ({_first_line(error)}); install it again with "

@@ -77,8 +77,8 @@ def choose_targets(tensorrt: TensorRT, names: Sequence[str], bundle: Path = BUND
         local = tuple(gpu.target for gpu in gpus()[:1])
         if not local:
             raise EngineError(
-                "full TensorRT builds for the GPU in the machine, and this machine has none; build there, or here "
-                "for another GPU with TensorRT for RTX (`--tensorrt rtx`)."
+                "full TensorRT builds for the GPU in the machine, and this machine has none; build there, "
+                "or here for another GPU with TensorRT for RTX (`--tensorrt rtx`)."
             )
         chosen, able = known_targets.parse(names) or local, (portable, *local)
         reason = "full TensorRT builds for the GPU in the machine only"
@@ -96,8 +96,8 @@ def _check_bundle(chosen: Sequence[str], bundle: Path) -> None:
     for target in chosen if index is not None else ():
         if target not in (index or {}) and target != known_targets.PORTABLE:
             raise EngineError(
-                f"--target {target}: the kernel bundle has {', '.join(sorted(index or {}))}; choose among these, or "
-                f"compile the bundle for it with `make kernels`."
+                f"--target {target}: the kernel bundle has {', '.join(sorted(index or {}))}; "
+                "choose among these, or compile the bundle for it with `make kernels`."
             )
 
 
@@ -120,8 +120,8 @@ def build_engine(
     chosen = choose_targets(tensorrt, options.targets, options.bundle)
     if options.plan.weight_streaming and not manifest.embedded_weights:
         raise EngineError(
-            f"{source}: --weight-streaming has nothing to stream, the weights are bound at load; leave it out, or "
-            "export with --embed-weights."
+            f"{source}: --weight-streaming has nothing to stream, the weights are bound at load; "
+            "leave it out, or export with --embed-weights."
         )
     shapes = profiles(manifest, options.limits)
     lowered = lower(source / MODEL, manifest, chosen, options.without_plugin)

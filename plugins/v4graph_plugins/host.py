@@ -64,8 +64,8 @@ class Host:
         for creator in creators:
             if registry.register_creator(creator, "") is False:
                 raise EngineError(
-                    f"TensorRT refuses plugin {creator.name} version {creator.plugin_version}: another library of "
-                    "this process has registered it; load only one of them."
+                    f"TensorRT refuses plugin {creator.name} version {creator.plugin_version}: another "
+                    "library of this process has registered it; load only one of them."
                 )
         _CREATORS[trt.__name__] = creators
 

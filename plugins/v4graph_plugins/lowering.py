@@ -13,7 +13,7 @@ from v4graph.errors import EngineError, near_match
 from v4graph.manifest import Manifest
 from v4graph.ops import OPS_BY_NAME
 from v4graph.passes import check_tensorrt, pipeline
-from v4graph.passes.facts import custom_nodes, plain_name
+from v4graph.passes.facts import custom_nodes, plain_name, where
 from v4graph_plugins.catalogue import plugin_versions
 
 
@@ -62,6 +62,6 @@ def lower(path: Path, manifest: Manifest, targets: Sequence[str], without: Colle
         onnx=ir.to_proto(model).SerializeToString(deterministic=True),
         plugins={name: used[name] for name in sorted(used) if name in plugins},
         bodies=tuple(sorted(bodies)),
-        places={node.name: check_tensorrt.where(node) for node in model.graph if node.name},
+        places={node.name: where(node) for node in model.graph if node.name},
         passes=tuple(done),
     )

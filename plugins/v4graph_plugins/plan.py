@@ -71,17 +71,17 @@ class PlanBuilder:
         first = self._parser.get_error(0) if self._parser.num_errors else None
         node = first.node_name() if first else ""
         place = self._lowered.places.get(node, node)
-        text = (
-            findings[0]
-            if findings
-            else (
-                f"{path}: {self._tensorrt.package} {self._tensorrt.version} cannot parse node {place or 'of the graph'}"
-                f"{f' (op {first.node_operator()})' if first else ''}; export it again with `v4graph export`, or if the "
-                "op has a plugin, do not leave it out with --no-plugin"
+        if findings:
+            text = findings[0]
+        else:
+            op = f" (op {first.node_operator()})" if first else ""
+            text = (
+                f"{path}: {self._tensorrt.package} {self._tensorrt.version} cannot parse node "
+                f"{place or 'of the graph'}{op}; export it again with `v4graph export`, or if the op has a "
+                "plugin, do not leave it out with --no-plugin."
             )
-        )
         detail = said or (f"TensorRT: {first.desc()}" if first else "")
-        return EngineError(self._with_kind(text).rstrip(".") + ".", detail=detail)
+        return EngineError(self._with_kind(text), detail=detail)
 
     def _with_kind(self, text: str) -> str:
         """Put the layer kind behind the node name that a finding begins with."""
@@ -151,8 +151,8 @@ class PlanBuilder:
             shapes.set_shape(name, *bounds)
         if config.add_optimization_profile(shapes) < 0:
             raise EngineError(
-                f"TensorRT refuses the {profile.name} profile: shapes outside the graph's; export it again with "
-                "`v4graph export`.",
+                f"TensorRT refuses the {profile.name} profile: its shapes are outside the graph's; "
+                "export it again with `v4graph export`.",
                 detail=self._logger.take(),
             )
 
@@ -165,11 +165,11 @@ class PlanBuilder:
         fix = (
             f"the bodies of {bodies} run as native layers: give them back their plugins"
             if bodies
-            else "build with --verbose for the whole log, and for another --target to see whether it is the target"
+            else "build with --verbose for the whole log, and try another --target"
         )
         return EngineError(
-            f"{named + ': ' if named else ''}{self._tensorrt.package} {self._tensorrt.version} cannot build the "
-            f"graph for {', '.join(targets)}; {fix}.",
+            f"{named + ': ' if named else ''}{self._tensorrt.package} {self._tensorrt.version} cannot build "
+            f"the graph for {', '.join(targets)}; {fix}.",
             detail=said,
         )
 

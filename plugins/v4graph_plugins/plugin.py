@@ -133,6 +133,12 @@ def plugin_classes(trt: Any, findings: Findings) -> tuple[type[Any], type[Any]]:
     def name_of(dtype: Any) -> str:
         return from_trt.get(dtype, str(dtype).rpartition(".")[2])
 
+    def _tensors(addresses: Sequence[int], descs: Sequence[Any]) -> list[DeviceTensor]:
+        return [
+            DeviceTensor(int(address), tuple(desc.dims), name_of(desc.type))
+            for address, desc in zip(addresses, descs, strict=True)
+        ]
+
     class V4Plugin(*bases):  # type: ignore[misc]
         """One node. TensorRT clones it freely, so it holds no state but its attributes and its place."""
 
@@ -216,16 +222,15 @@ def plugin_classes(trt: Any, findings: Findings) -> tuple[type[Any], type[Any]]:
         ) -> None:
             if findings.launcher is None:
                 raise findings.fail(f"{self.where}: no launcher was set, so {self.spec.name} cannot run.")
-            tensors = [
-                [
-                    DeviceTensor(int(address), tuple(desc.dims), name_of(desc.type))
-                    for address, desc in zip(addresses, descs, strict=True)
-                ]
-                for addresses, descs in ((inputs, input_desc), (outputs, output_desc))
-            ]
-            findings.launcher.launch(
-                OpCall(self.spec, self.attributes, *tensors, int(workspace), int(stream))
+            call = OpCall(
+                self.spec,
+                self.attributes,
+                _tensors(inputs, input_desc),
+                _tensors(outputs, output_desc),
+                int(workspace),
+                int(stream),
             )
+            findings.launcher.launch(call)
 
     class V4Creator(trt.IPluginCreatorV3One):  # type: ignore[misc]
         """Makes the plugins of one op, from a node's attributes or from a plan."""

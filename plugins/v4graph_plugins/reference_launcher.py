@@ -6,15 +6,13 @@ For engines without kernels and as the oracle of those with kernels: right by de
 from __future__ import annotations
 
 import ctypes
+import importlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from v4graph.errors import EngineError
 from v4graph.ops import OpSpec
 from v4graph_plugins.launcher import DeviceTensor, OpCall
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 # torch has no constructor from an address; the array interface has no bfloat16, so bytes are viewed.
 _INTEGERS = {"float32": "<f4", "bfloat16": "<i2", "int8": "|i1", "int32": "<i4", "int64": "<i8"}
@@ -43,12 +41,11 @@ class ReferenceLauncher:
             EngineError: torch is not installed.
         """
         try:
-            import torch
+            self._torch: Any = importlib.import_module("torch")
         except ImportError as error:
             raise EngineError(
                 "the reference launcher needs torch; install it with `pip install 'v4graph[export]'`."
             ) from error
-        self._torch = torch
         self._device = device
 
     def workspace_bytes(self, spec: OpSpec, attributes: Mapping[str, Any], shapes: Sequence[Any]) -> int:
@@ -73,7 +70,7 @@ class ReferenceLauncher:
             for tensor, result in zip(call.outputs, results, strict=True):
                 self._view(tensor, call.stream).copy_(result)
 
-    def _view(self, tensor: DeviceTensor, stream: int) -> Tensor:
+    def _view(self, tensor: DeviceTensor, stream: int) -> Any:
         torch = self._torch
         dtype = getattr(torch, tensor.dtype)
         if not tensor.nbytes:

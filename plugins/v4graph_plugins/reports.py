@@ -52,7 +52,8 @@ def monitor_class(trt: Any) -> type[Any]:
     class V4Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self, report: Progress) -> None:
             trt.IProgressMonitor.__init__(self)
-            self.report, self.phases = report, {}
+            self.report = report
+            self.phases: dict[str, int] = {}
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             if parent_phase is None:

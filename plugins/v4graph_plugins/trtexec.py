@@ -22,7 +22,7 @@ def trtexec_line(
     *,
     rtx: bool,
 ) -> str:
-    """Return the line for `onnx`, the lowered graph; the plugins must come from a library (--dynamicPlugins)."""
+    """Return the line for `onnx`, the lowered graph; plugins must come from a library (--dynamicPlugins)."""
     words = [
         "tensorrt_rtx" if rtx else "trtexec",
         f"--onnx={onnx}",

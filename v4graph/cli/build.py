@@ -190,8 +190,8 @@ def _report(engine_dir: Path, built: Built, seconds: float, as_json: bool, *, dr
     click.echo(f"with {built.tensorrt}")
     what = "checked and parsed, nothing built" if dry_run else f"plan {size(built.plan_bytes)}"
     click.echo(
-        f"{engine_dir}: trt engine for {', '.join(record.targets)}, {layers} layers, {built.plugin_layers} plugin "
-        f"layers, {what}, {seconds} s"
+        f"{engine_dir}: trt engine for {', '.join(record.targets)}, {layers} layers, "
+        f"{built.plugin_layers} plugin layers, {what}, {seconds} s"
     )
     for line in table(
         [(p.name, *(f"{k} {v[0]}..{v[2]}" for k, v in _bounds(p))) for p in record.profiles], 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -88,6 +89,8 @@ def describe_directory(directory: Path, manifest: Manifest) -> dict[str, Any]:
         **flags,
         "layers": {name: len(layers) for name, layers in manifest.layer_functions.items()},
         "ops": _op_counts(directory / "model.onnx", manifest),
+        "passes": list(manifest.passes),
+        "tensorrt": dataclasses.asdict(manifest.tensorrt) if manifest.tensorrt else None,
         "inputs": [{"name": i.name, "dtype": i.dtype, "shape": list(i.shape)} for i in manifest.inputs],
         "states": states,
         "state_bytes": sum(state["bytes"] for state in states),
@@ -100,7 +103,12 @@ def describe_directory(directory: Path, manifest: Manifest) -> dict[str, Any]:
 
 
 def _op_counts(path: Path, manifest: Manifest) -> dict[str, int] | dict[str, None]:
-    """Count the custom ops of one run; no counts where the onnx package is not installed."""
+    """Count the custom ops of one run; no counts where the onnx package is not installed.
+
+    A plan is not opened: its manifest has the counts.
+    """
+    if manifest.tensorrt is not None:
+        return {plugin.op: plugin.layers for plugin in manifest.tensorrt.plugins}
     try:
         import onnx
     except ModuleNotFoundError:
@@ -189,6 +197,7 @@ def _directory_lines(report: dict[str, Any]) -> Iterator[str]:
     numerics = f"{report['numerics']} numerics in {report['dtype']}"
     yield ", ".join([*backend, numerics, f"{report['max_seq_len']} tokens", *flags])
     yield from (f"note: {note}" for note in report["notes"])
+    yield from _tensorrt_lines(report["tensorrt"]) if report["tensorrt"] else ()
     yield from ("", "custom ops:")
     yield from table([(name, "-" if n is None else n) for name, n in report["ops"].items()], 2)
     yield from ("", "inputs:")
@@ -217,6 +226,21 @@ def _directory_lines(report: dict[str, Any]) -> Iterator[str]:
         yield f"  not bound yet: {u['pattern']}, {u['tensors']:,} tensors, {u['bytes']:,} bytes"
     yield from ("", "files:")
     yield from table([(name, count, "bytes") for name, count in report["files"].items()], 2)
+
+
+def _tensorrt_lines(build: dict[str, Any]) -> Iterator[str]:
+    streaming = ", weight streaming" if build["weight_streaming"] else ""
+    yield (
+        f"plan: {build['package']} {build['version']} (CUDA {build['cuda'] or 'unknown'}) for "
+        f"{', '.join(build['targets'])}, {build['layers']:,} network layers, "
+        f"optimization level {build['optimization_level']}{streaming}"
+    )
+    if build["bodies"]:
+        yield f"without plugin, as native layers: {', '.join(build['bodies'])}"
+    yield from ("", "profiles:")
+    bounds = ("batch", "tokens", "capacity")
+    rows = [(p["name"], *(f"{k} {p[k][0]}..{p[k][2]}" for k in bounds)) for p in build["profiles"]]
+    yield from table(rows, 2)
 
 
 def _shape(shape: list[int | str]) -> str:

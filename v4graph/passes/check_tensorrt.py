@@ -52,8 +52,8 @@ def check_unknown(model: ir.Model) -> None:
         name = plain_name(node.op_type)
         if node.domain == DOMAIN and name not in known and node.op_identifier() not in model.functions:
             raise EngineError(
-                f"{where(node)}: this v4graph has no op {node.op_type} and the graph no body of it; {_EXPORT}, "
-                "or upgrade v4graph."
+                f"{where(node)}: this v4graph has no op {node.op_type} and the graph no body of it; "
+                f"{_EXPORT}, or upgrade v4graph."
             )
 
 
@@ -68,8 +68,8 @@ def check_dtypes(model: ir.Model) -> None:
     for node, spec in custom_nodes(model):
         if len(node.inputs) != len(spec.inputs) or len(node.outputs) != len(spec.outputs):
             raise EngineError(
-                f"{where(node)}: has {len(node.inputs)} inputs and {len(node.outputs)} outputs, {spec.name} has "
-                f"{len(spec.inputs)} and {len(spec.outputs)}; {_EXPORT}."
+                f"{where(node)}: has {len(node.inputs)} inputs and {len(node.outputs)} outputs, "
+                f"{spec.name} has {len(spec.inputs)} and {len(spec.outputs)}; {_EXPORT}."
             )
         chosen = ""
         for port, value in zip(spec.inputs, node.inputs, strict=True):
@@ -136,7 +136,7 @@ def check_targets(model: ir.Model, targets: Sequence[str]) -> None:
         if target == PORTABLE or target not in able:
             title = "every GPU since Ampere" if target == PORTABLE else ARCHITECTURES[target].title
             raise EngineError(
-                f"--target {target}: tensor '{tensor}' is native {kinds}, which {title} cannot hold; build for "
-                f"{', '.join(able)}, or export with INT8 carriers (the default of `v4graph export`), which "
-                "build for every target."
+                f"--target {target}: tensor '{tensor}' is native {kinds}, which {title} cannot hold; "
+                f"build for {', '.join(able)}, or export with INT8 carriers (the default of "
+                "`v4graph export`), which build for every target."
             )

@@ -31,7 +31,8 @@ class StripPluginBodies(ir.passes.InPlacePass):
         for key in backed:
             del model.functions[key]
         renamed = False
-        for graph in (model.graph, *model.functions.values()):
+        graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+        for graph in graphs:
             for node in ir.traversal.RecursiveGraphIterator(graph):
                 name = plain_name(node.op_type)
                 if node.domain == DOMAIN and name in self.plugins and node.op_type != name:
