@@ -55,6 +55,7 @@ def lower(path: Path, manifest: Manifest, targets: Sequence[str], without: Colle
     check_tensorrt.check_unknown(model)
     check_tensorrt.check_versions(model, manifest.ops, plugins)
     check_tensorrt.check_dtypes(model)
+    check_tensorrt.check_states(model, manifest)
     check_tensorrt.check_targets(model, targets)
     used = Counter(spec.name for _, spec in custom_nodes(model))
     bodies = {plain_name(function.name) for function in model.functions.values()} & OPS_BY_NAME.keys()

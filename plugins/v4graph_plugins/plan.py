@@ -23,7 +23,8 @@ class PlanOptions:
 
     Attributes:
         optimization_level: 0 (build fast) to 5 (run fast); None leaves TensorRT's default.
-        timing_cache: File of measured tactics, read if there and written back (full TensorRT).
+        timing_cache: File of measured tactics, read if there and written back; full TensorRT only, as
+            TensorRT for RTX measures nothing when it builds.
         weight_streaming: Let weights inside the plan be streamed from the host; needs embedded weights.
     """
 
@@ -174,12 +175,12 @@ class PlanBuilder:
         )
 
     def _read_timing_cache(self, config: Any, path: Path | None) -> None:
-        if path is not None:
+        if path is not None and not self._tensorrt.rtx:  # deprecated and without effect there
             cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
             config.set_timing_cache(cache, ignore_mismatch=False)
 
     def _write_timing_cache(self, config: Any, path: Path | None) -> None:
-        cache = config.get_timing_cache() if path is not None else None
+        cache = config.get_timing_cache() if path is not None and not self._tensorrt.rtx else None
         if path is None or cache is None:
             return
         partial = path.with_name(path.name + ".partial")

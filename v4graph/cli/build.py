@@ -38,7 +38,7 @@ _TRT_ONLY = (
     "targets",
     multiple=True,
     metavar="SM",
-    help="GPU to build for: sm80, sm86, sm89, sm120, ..., or portable (Ampere and later). Repeat for several. "
+    help="GPU to build for: sm80, sm86, sm89, sm120, ..., or portable (Ampere and later). May repeat. "
     "Default: portable with TensorRT for RTX, the GPU in the machine with full TensorRT.",
 )
 @click.option(
@@ -66,7 +66,9 @@ _TRT_ONLY = (
     type=click.IntRange(0, 5),
     help="TensorRT's: 0 builds fast, 5 searches longest.",
 )
-@click.option("--timing-cache", type=FILE, help="File of measured tactics to read and update.")
+@click.option(
+    "--timing-cache", type=FILE, help="File of measured tactics to read and update; full TensorRT only."
+)
 @click.option("--weight-streaming", is_flag=True, help="Let embedded weights stream from the host.")
 @click.option("--lowered", type=FILE, help="Also write the ONNX graph that TensorRT is given.")
 @click.option("--print-trtexec", is_flag=True, help="Print the equivalent trtexec line and build nothing.")
@@ -106,11 +108,17 @@ def build(
 
 
 def _refuse_trt_options() -> None:
-    context = click.get_current_context()
     for name in _TRT_ONLY:
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            option = next(p.opts[0] for p in context.command.params if p.name == name)
+        if given(name):
+            command = click.get_current_context().command
+            option = next(p.opts[0] for p in command.params if p.name == name)
             raise click.UsageError(f"{option} is TensorRT's; add --backend trt or leave it out.")
+
+
+def given(name: str) -> bool:
+    """Return whether the option was given on the command line."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is click.core.ParameterSource.COMMANDLINE
 
 
 def _build_ort(graph_dir: Path, engine_dir: Path, as_json: bool) -> None:
@@ -197,6 +205,8 @@ def _report(engine_dir: Path, built: Built, seconds: float, as_json: bool, *, dr
         [(p.name, *(f"{k} {v[0]}..{v[2]}" for k, v in _bounds(p))) for p in record.profiles], 2
     ):
         click.echo(line)
+    if given("timing_cache") and built.tensorrt.rtx:
+        click.echo("  note: TensorRT for RTX keeps no timing cache; --timing-cache has no effect")
     if record.bodies:
         click.echo(f"  without plugin, as native layers: {', '.join(record.bodies)}")
 

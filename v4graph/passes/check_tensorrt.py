@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import onnx_ir as ir
 
 from v4graph.errors import EngineError
+from v4graph.manifest import Manifest
 from v4graph.ops import DOMAIN, OpSpec, Port
 from v4graph.passes.facts import custom_nodes, plain_name, where
 from v4graph.targets import ARCHITECTURES, PORTABLE, holding
@@ -84,6 +85,28 @@ def check_dtypes(model: ir.Model) -> None:
                 )
             chosen = dtype if _is_float(port) else chosen
         _mark_outputs(node, spec, chosen)
+
+
+def check_states(model: ir.Model, manifest: Manifest) -> None:
+    """Refuse state inputs whose shape is not the manifest's, which makes the profiles.
+
+    Raises:
+        EngineError: names the first node that reads such a state.
+    """
+    inputs = {value.name: value for value in model.graph.inputs}
+    for state in manifest.states:
+        for layer in state.layers:
+            name = state.name.replace("{i}", str(layer))
+            value = inputs.get(name)
+            if value is None:
+                raise EngineError(f"{name}: the manifest has this state, the graph has not; {_EXPORT}.")
+            got = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape or ()]
+            if got != list(state.shape):
+                reader = next((where(node) + ": " for node, _ in value.uses()), "")
+                raise EngineError(
+                    f"{reader}state '{name}' has shape {got}, the manifest says {list(state.shape)}; "
+                    f"{_EXPORT}."
+                )
 
 
 def _is_float(port: Port) -> bool:
