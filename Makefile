@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.v4graph-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format type nano bodies clean
+.PHONY: help setup demo test test-slow test-gpu lint format type nano bodies clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,12 @@ test: setup ## The fast tests (no GPU; at most 8 minutes on 2 cores)
 
 test-slow: setup ## The slow proofs (no GPU; at most 17 minutes on 2 cores)
 	$(BIN)/pytest -q -m "slow and not gpu" tests
+
+# Where the GPU is, packages may come with the machine: without .venv the tests run in PYTHON's environment.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+
+test-gpu: ## The tests that need an NVIDIA GPU
+	PYTHONPATH=.:export:plugins:runtime $(GPU_PYTHON) -m pytest -q -rs -m gpu tests
 
 lint: setup ## ruff: lint and formatting
 	$(BIN)/ruff check .

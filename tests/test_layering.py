@@ -28,11 +28,17 @@ ONNX: dict[str, frozenset[Kind]] = {
     "v4graph_export": ANYHOW,
     "v4graph.ops": LAZILY,
     "v4graph.passes": ANYHOW,
+    "v4graph_plugins": ANYHOW,
     "v4graph.cli": LAZILY,
 }
 # Package -> modules that may import it, and how; the longest matching module name decides.
 OWNERS: dict[str, dict[str, frozenset[Kind]]] = {
-    "torch": {"v4graph_export": ANYHOW, "v4graph.ops": TYPING, "v4graph.ops.lazy": LAZILY},
+    "torch": {
+        "v4graph_export": ANYHOW,
+        "v4graph.ops": TYPING,
+        "v4graph.ops.lazy": LAZILY,
+        "v4graph_plugins.reference_launcher": LAZILY,
+    },
     "transformers": {},
     "onnx": ONNX,
     "onnx_ir": ONNX,
@@ -41,6 +47,7 @@ OWNERS: dict[str, dict[str, frozenset[Kind]]] = {
     "tokenizers": {"v4graph_runtime": LAZILY},
     "tensorrt": {"v4graph_plugins": ANYHOW, "v4graph_runtime": LAZILY},
     "tensorrt_rtx": {"v4graph_plugins": ANYHOW, "v4graph_runtime": LAZILY},
+    "cuda": {"v4graph_plugins": LAZILY, "v4graph_runtime": LAZILY},
     "huggingface_hub": {"v4graph.source": LAZILY},
     "click": {"v4graph.cli": ANYHOW},
     "rich": {"v4graph.cli": LAZILY},
@@ -141,6 +148,8 @@ def test_imports_follow_the_layers() -> None:
         ("v4graph_runtime.session", "from v4graph_export.states import model_states"),
         ("v4graph_runtime.session", "def f():\n    import torch"),
         ("v4graph_runtime.session", "import onnxruntime"),
+        ("v4graph_runtime.device", "from cuda.bindings import driver"),
+        ("v4graph.gpu", "def f():\n    from cuda.bindings import driver"),
         ("v4graph_export.export", "import onnxruntime"),
         ("v4graph_export.export", "from v4graph import cli"),
         ("v4graph.checkpoint", "import importlib\nimportlib.import_module('torch')"),
@@ -158,6 +167,7 @@ def test_a_forbidden_import_is_seen(module: str, text: str) -> None:
         ("v4graph.ops.moe", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"),
         ("v4graph.cli.export", "def f():\n    from v4graph_export import export_graph"),
         ("v4graph_runtime.ort", "def f():\n    import onnxruntime"),
+        ("v4graph_runtime.device", "def f():\n    from cuda.bindings import driver"),
     ],
 )
 def test_an_allowed_import_is_let_through(module: str, text: str) -> None:

@@ -9,15 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from v4graph.errors import EngineError
+from v4graph.ort import DEVICE, Provider, first_line, load, open_session
 from v4graph_runtime.state import Array, StateTensor
 
 # Folded constants above this stay in the graph: folding would turn embedded FP8 and FP4 weights
 # into fp32 copies at load (4 to 8 times the bytes).
 FOLD_LIMIT = 1 << 20
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+ONNX_BFLOAT16 = 16  # TensorProto.BFLOAT16
 
 
 @dataclass(frozen=True)
@@ -25,30 +29,27 @@ class OrtOptions:
     """How onnxruntime runs.
 
     Attributes:
-        threads: Threads per op, 0 for one per core.
+        provider: "cpu", or "cuda" with onnxruntime-gpu on an NVIDIA GPU, the first that is visible.
+        threads: Threads per op on the CPU, 0 for one per core.
         in_place: Bind each state's buffer as input and output at once. False keeps two buffers per
             state and swaps them, for comparison.
         spinning: Let idle threads spin between ops; only pays on a machine with nothing else to do.
     """
 
+    provider: Provider = "cpu"
     threads: int = 0
     in_place: bool = True
     spinning: bool = False
 
 
 def open_model(path: Path, options: OrtOptions) -> Any:
-    """Open model.onnx as an onnxruntime.InferenceSession on the CPU.
+    """Open model.onnx as an onnxruntime.InferenceSession.
 
     Raises:
-        EngineError: onnxruntime is not installed, or cannot load the graph.
+        EngineError: onnxruntime is not installed, cannot load the graph, or cannot run on CUDA.
     """
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise EngineError(
-            "onnxruntime is not installed; install it with `pip install 'v4graph[ort]'`."
-        ) from error
-    settings = ort.SessionOptions()
+    module = load(options.provider)
+    settings = module.SessionOptions()
     settings.log_severity_level = 3
     # Not 0: onnxruntime would then pin its threads to cores, and wait whenever another process has one.
     settings.intra_op_num_threads = options.threads or available_cores()
@@ -56,17 +57,7 @@ def open_model(path: Path, options: OrtOptions) -> Any:
     settings.add_session_config_entry(
         "optimization.constant_folding_max_output_size_in_bytes", str(FOLD_LIMIT)
     )
-    try:
-        return ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's error classes share no base but Exception
-        raise EngineError(
-            f"{path}: onnxruntime {ort.__version__} cannot load it: {first_line(error)}"
-        ) from error
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's text; onnxruntime appends stack frames to some."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    return open_session(module, path, settings, options.provider)
 
 
 def available_cores() -> int:
@@ -81,11 +72,40 @@ def as_bindable(array: Array) -> Array:
     return np.require(array, requirements=("C_CONTIGUOUS", "ALIGNED"))
 
 
+class OrtValues:
+    """numpy arrays to OrtValues where a provider computes."""
+
+    def __init__(self, provider: Provider) -> None:
+        self._module = load(provider)
+        self._device = "cuda" if provider == "cuda" else "cpu"
+
+    def host(self, array: Array) -> Any:
+        """Return a value on the array's own memory, which the caller keeps alive."""
+        if array.dtype == BFLOAT16:
+            # onnxruntime knows numpy's own dtypes only.
+            return self._module.OrtValue.ortvalue_from_numpy_with_onnx_type(
+                array.view(np.uint16), ONNX_BFLOAT16
+            )
+        return self._module.OrtValue.ortvalue_from_numpy(array)
+
+    def resident(self, array: Array) -> Any:
+        """Return a value that stays for the session's life: on the CPU the array itself, on CUDA a copy."""
+        if self._device == "cpu":
+            return self.host(array)
+        if array.dtype == BFLOAT16:
+            value = self._module.OrtValue.ortvalue_from_shape_and_type(
+                list(array.shape), ONNX_BFLOAT16, self._device, DEVICE
+            )
+            value.update_inplace(array.view(np.uint16))
+            return value
+        return self._module.OrtValue.ortvalue_from_numpy(array, self._device, DEVICE)
+
+
 class OrtBackend:
     """One open graph with its weights and the states of a batch.
 
-    Weights are bound by pointer: a memory-mapped array stays in the page cache. The arrays are kept
-    alive here because an OrtValue does not own numpy's memory.
+    On the CPU weights are bound by pointer: a memory-mapped array stays in the page cache. Those arrays
+    are kept alive here because an OrtValue does not own numpy's memory. On CUDA each is copied once.
     """
 
     def __init__(
@@ -98,49 +118,59 @@ class OrtBackend:
         """Open the graph and bind everything that stays for the session's life.
 
         Raises:
-            EngineError: onnxruntime cannot load the graph, or an input of it has no value.
+            EngineError: onnxruntime cannot load the graph, an input of it has no value, or the GPU's memory
+                does not hold weights and states.
         """
+        self._on_cuda = options.provider == "cuda"
         self._session = open_model(path, options)
-        self._weights = {name: as_bindable(array) for name, array in weights.items()}
+        self._values = OrtValues(options.provider)
         states = tuple(states)
-        self._check_inputs(path, {"input_ids", "start_pos", "num_tokens"} | {state.name for state in states})
+        known = {"input_ids", "start_pos", "num_tokens", *weights} | {state.name for state in states}
+        self._check_inputs(path, known)
         self.state_bytes = sum(state.nbytes for state in states) * (1 if options.in_place else 2)
-        self._bindings = self._bind(states, options.in_place)
+        self._weights = {name: as_bindable(array) for name, array in weights.items()}
+        try:
+            self._buffers = self._allocate(states, options)
+            self._bindings = self._bind(states)
+        except Exception as error:  # see v4graph.ort.open_session
+            raise EngineError(
+                f"{path}: onnxruntime cannot place the weights and {self.state_bytes:,} bytes of state on "
+                f"{options.provider}: {first_line(error)}"
+            ) from error
+        if self._on_cuda:
+            self._weights.clear()
 
     def _check_inputs(self, path: Path, known: set[str]) -> None:
         wanted = {value.name for value in self._session.get_inputs()}
-        got = known | self._weights.keys()
-        for name in sorted(wanted - got):
+        for name in sorted(wanted - known):
             raise EngineError(
                 f"{path}: graph input '{name}' is neither a state nor a weight of the manifest; "
                 "export it again."
             )
-        for name in sorted(got - wanted):
+        for name in sorted(known - wanted):
             raise EngineError(
                 f"{path}: the manifest names input '{name}', which the graph does not have; export it again."
             )
 
-    def _bind(self, states: tuple[StateTensor, ...], in_place: bool) -> list[Any]:
-        """Return the bindings to use in turn: one in place, two that swap their buffers otherwise."""
-        value = self._value
-        weights = {name: value(array) for name, array in self._weights.items()}
-        buffers = [{state.name: value(state.allocate()) for state in states} for _ in range(2 - in_place)]
+    def _allocate(self, states: tuple[StateTensor, ...], options: OrtOptions) -> list[dict[str, Any]]:
+        """Return the states' values to use in turn: one set in place, two that are swapped otherwise."""
+        return [
+            {state.name: self._values.resident(state.allocate()) for state in states}
+            for _ in range(1 if options.in_place else 2)
+        ]
+
+    def _bind(self, states: tuple[StateTensor, ...]) -> list[Any]:
+        """Return a binding per set of state values; the next values go to the other set, if there is one."""
+        weights = {name: self._values.resident(array) for name, array in self._weights.items()}
         bindings = []
-        for turn in range(len(buffers)):
+        for turn, held in enumerate(self._buffers):
             binding = self._session.io_binding()
-            for name, weight in weights.items():
-                binding.bind_ortvalue_input(name, weight)
+            for name, value in {**weights, **held}.items():
+                binding.bind_ortvalue_input(name, value)
             for state in states:
-                binding.bind_ortvalue_input(state.name, buffers[turn][state.name])
-                binding.bind_ortvalue_output(state.output, buffers[turn - 1][state.name])
+                binding.bind_ortvalue_output(state.output, self._buffers[turn - 1][state.name])
             bindings.append(binding)
         return bindings
-
-    @staticmethod
-    def _value(array: Array) -> Any:
-        import onnxruntime as ort
-
-        return ort.OrtValue.ortvalue_from_numpy(array)
 
     def run(self, inputs: Mapping[str, Array], logits: npt.NDArray[np.float32]) -> None:
         """Run the graph once on input_ids, start_pos and num_tokens; `logits` receives its output.
@@ -149,11 +179,18 @@ class OrtBackend:
             EngineError: onnxruntime failed; the states of slots with new tokens are then undefined.
         """
         binding = self._bindings[0]
-        for name, array in inputs.items():
-            binding.bind_ortvalue_input(name, self._value(array))
-        binding.bind_ortvalue_output("logits", self._value(logits))
         try:
+            if self._on_cuda:
+                # Where a state's first reader has no CUDA kernel, it is binding that copies it to the CPU.
+                for name, value in self._buffers[0].items():
+                    binding.bind_ortvalue_input(name, value)
+            for name, array in inputs.items():
+                binding.bind_ortvalue_input(name, self._values.host(array))
+            binding.bind_ortvalue_output("logits", self._values.host(logits))
+            binding.synchronize_inputs()
             self._session.run_with_iobinding(binding)
-        except Exception as error:  # see open_model
+            binding.synchronize_outputs()
+        except Exception as error:  # see v4graph.ort.open_session
             raise EngineError(f"onnxruntime failed while running the graph: {first_line(error)}") from error
         self._bindings.reverse()
+        self._buffers.reverse()

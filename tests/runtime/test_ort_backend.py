@@ -1,4 +1,4 @@
-import builtins
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +77,7 @@ def test_only_what_onnxruntime_cannot_read_is_copied() -> None:
 def test_without_onnxruntime_the_extra_is_named(
     engine: Path, weights: ToyWeights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = builtins.__import__
-
-    def refuse(name: str, *rest: Any) -> Any:
-        if name == "onnxruntime":
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(EngineError, match=r"pip install 'v4graph\[ort\]'"):
         Session(engine, weights)
 

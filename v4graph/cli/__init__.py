@@ -13,6 +13,7 @@ import click
 from v4graph import __version__
 from v4graph.cli.build import build
 from v4graph.cli.checkpoint import init, pack
+from v4graph.cli.doctor import doctor
 from v4graph.cli.engine import evaluate, run
 from v4graph.cli.export import export
 from v4graph.cli.inspect import inspect
@@ -59,5 +60,5 @@ def main() -> None:
     """
 
 
-for _command in (export, build, run, evaluate, inspect, init, pack):
+for _command in (export, build, run, evaluate, inspect, init, pack, doctor):
     main.add_command(_command)

@@ -13,6 +13,7 @@ from v4graph.cli.output import extra, json_option, print_json, progress, size, t
 from v4graph.errors import EngineError
 
 if TYPE_CHECKING:
+    from v4graph.ort import Provider
     from v4graph.trt import Choice
     from v4graph_plugins.build import BuildOptions, Built
 
@@ -74,9 +75,22 @@ _TRT_ONLY = (
 @click.option("--print-trtexec", is_flag=True, help="Print the equivalent trtexec line and build nothing.")
 @click.option("--dry-run", is_flag=True, help="Check and parse everything, build nothing.")
 @click.option("--verbose", is_flag=True, help="Show TensorRT's own log on stderr.")
+@click.option(
+    "--provider",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="onnxruntime's: check that the graph loads there.",
+)
 @json_option
 def build(
-    graph_dir: Path, engine_dir: Path, backend: str, as_json: bool, verbose: bool, **options: Any
+    graph_dir: Path,
+    engine_dir: Path,
+    backend: str,
+    provider: Provider,
+    as_json: bool,
+    verbose: bool,
+    **options: Any,
 ) -> None:
     """Build an engine from a graph.
 
@@ -89,8 +103,10 @@ def build(
     """
     if backend == "ort":
         _refuse_trt_options()
-        _build_ort(graph_dir, engine_dir, as_json)
+        _build_ort(graph_dir, engine_dir, provider, as_json)
         return
+    if given("provider"):
+        raise click.UsageError("--provider is onnxruntime's; add --backend ort or leave it out.")
     with extra("rtx"):
         from v4graph_plugins.build import build_engine
     if verbose:
@@ -121,13 +137,14 @@ def given(name: str) -> bool:
     return source is click.core.ParameterSource.COMMANDLINE
 
 
-def _build_ort(graph_dir: Path, engine_dir: Path, as_json: bool) -> None:
+def _build_ort(graph_dir: Path, engine_dir: Path, provider: Provider, as_json: bool) -> None:
     with extra("ort"):
         from v4graph_runtime import build_engine
+        from v4graph_runtime.ort_backend import OrtOptions
     started = time.perf_counter()
     with progress() as report:
         report("check that onnxruntime loads the graph", 0, 1)
-        manifest = build_engine(graph_dir, engine_dir)
+        manifest = build_engine(graph_dir, engine_dir, options=OrtOptions(provider=provider))
     seconds = round(time.perf_counter() - started, 2)
     if as_json:
         print_json({"engine": str(engine_dir), "backend": "ort", "tools": manifest.tools, "seconds": seconds})

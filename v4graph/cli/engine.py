@@ -12,7 +12,9 @@ import click
 from v4graph.cli.output import allow_unknown_option, extra, json_option, print_json, progress, size
 
 if TYPE_CHECKING:
+    from v4graph.ort import Provider
     from v4graph_runtime import Score, Session, Stats, Tokenizer
+    from v4graph_runtime.ort_backend import OrtOptions
 
 checkpoint_option = click.option(
     "--checkpoint",
@@ -21,6 +23,13 @@ checkpoint_option = click.option(
 )
 threads_option = click.option(
     "--threads", type=click.IntRange(min=0), default=0, help="Threads per op; 0: one per core."
+)
+provider_option = click.option(
+    "--provider",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where onnxruntime runs; cuda takes onnxruntime-gpu and an NVIDIA GPU.",
 )
 
 
@@ -36,6 +45,7 @@ threads_option = click.option(
     "--top-p", type=float, default=1.0, show_default=True, help="Sample among the likeliest tokens only."
 )
 @click.option("--seed", type=int, help="Same seed, same text.")
+@provider_option
 @threads_option
 @allow_unknown_option
 @json_option
@@ -43,6 +53,7 @@ def run(
     engine_dir: Path,
     checkpoint: str | None,
     prompt: str,
+    provider: Provider,
     threads: int,
     allow_unknown: bool,
     as_json: bool,
@@ -58,7 +69,7 @@ def run(
     """
     with extra("ort"):
         from v4graph_runtime import GenerateOptions, stream
-    session, tokenizer = _open(engine_dir, checkpoint, threads, allow_unknown)
+    session, tokenizer = _open(engine_dir, checkpoint, provider, threads, allow_unknown)
     pieces = stream(session, tokenizer, prompt, GenerateOptions(**options))
     if as_json:
         text = "".join(pieces)
@@ -98,6 +109,7 @@ def _summary(stats: Stats) -> str:
     "--documents", is_flag=True, help="Empty lines separate documents: score each from an empty state."
 )
 @click.option("--window", type=int, help="Tokens per window; default: the engine's capacity.")
+@provider_option
 @threads_option
 @allow_unknown_option
 @json_option
@@ -108,6 +120,7 @@ def evaluate(
     max_bytes: int | None,
     documents: bool,
     window: int | None,
+    provider: Provider,
     threads: int,
     allow_unknown: bool,
     as_json: bool,
@@ -122,7 +135,7 @@ def evaluate(
     with extra("ort"):
         from v4graph_runtime import score
     text = _read(text_file, max_bytes)
-    session, tokenizer = _open(engine_dir, checkpoint, threads, allow_unknown)
+    session, tokenizer = _open(engine_dir, checkpoint, provider, threads, allow_unknown)
     texts = [part + "\n" for part in text.rstrip("\n").split("\n\n")] if documents else [text]
     with progress() as report:
         scores = []
@@ -161,14 +174,29 @@ def _read(path: Path, max_bytes: int | None) -> str:
 
 
 def _open(
-    engine_dir: Path, checkpoint: str | None, threads: int, allow_unknown: bool
+    engine_dir: Path, checkpoint: str | None, provider: Provider, threads: int, allow_unknown: bool
 ) -> tuple[Session, Tokenizer]:
     from v4graph.source import open_checkpoint
     from v4graph_runtime import Session, Tokenizer
-    from v4graph_runtime.ort_backend import OrtOptions
 
     weights = open_checkpoint(checkpoint, allow_unknown=allow_unknown) if checkpoint is not None else None
     with progress() as report:
         report("open the engine", 0, 1)
-        session = Session(engine_dir, weights, options=OrtOptions(threads=threads))
+        session = Session(engine_dir, weights, options=_options(engine_dir, provider, threads))
     return session, Tokenizer.load(engine_dir, weights.path if weights else None)
+
+
+def _options(engine_dir: Path, provider: Provider, threads: int) -> OrtOptions | None:
+    from v4graph.manifest import Manifest
+    from v4graph_runtime.ort_backend import OrtOptions
+
+    backend = Manifest.load(engine_dir, kind="engine").backend
+    if backend == "ort":
+        return OrtOptions(provider, threads)
+    context = click.get_current_context()
+    for name in ("provider", "threads"):
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(
+                f"--{name} is onnxruntime's, {engine_dir} is built with --backend {backend}; leave it out."
+            )
+    return None
