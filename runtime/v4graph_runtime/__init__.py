@@ -1,21 +1,25 @@
 """Run engines: state, sessions, sampling and text, with no torch and no exporter code.
 
-onnxruntime and tokenizers are imported when a session or a tokenizer is opened, not here.
+onnxruntime, TensorRT, CUDA and tokenizers are imported when a session or a tokenizer is opened, not here.
 """
 
 from v4graph_runtime.build import build_engine
 from v4graph_runtime.evaluate import Score, bits_per_byte, score
 from v4graph_runtime.generate import GenerateOptions, Stats, TextStream, stream
+from v4graph_runtime.ort_backend import OrtOptions
 from v4graph_runtime.session import Session
 from v4graph_runtime.tokenizer import Tokenizer
+from v4graph_runtime.trt_backend import TrtOptions
 
 __all__ = [
     "GenerateOptions",
+    "OrtOptions",
     "Score",
     "Session",
     "Stats",
     "TextStream",
     "Tokenizer",
+    "TrtOptions",
     "bits_per_byte",
     "build_engine",
     "score",

@@ -1,4 +1,4 @@
-"""Open an engine directory: check that this runtime can run what its manifest promises."""
+"""Open an engine directory: what is checked whatever its backend is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from v4graph.manifest import Manifest
 from v4graph.ops import OPS_BY_NAME
 
 MODEL = "model.onnx"
-BACKENDS = ("ort",)
+BACKENDS = ("ort", "trt")
 
 
 def sha256(path: Path) -> str:
@@ -20,22 +20,19 @@ def sha256(path: Path) -> str:
 
 
 def open_engine(directory: Path) -> Manifest:
-    """Load an engine's manifest and check it against this runtime and the files beside it.
+    """Load an engine's manifest and check it against this runtime; backends check their own files.
 
     Raises:
         ManifestError: not an engine directory, or written by another version.
-        EngineError: another backend, other op versions, or a file that is not the one built.
+        EngineError: an unknown backend, or other op versions.
     """
     manifest = Manifest.load(directory, kind="engine")
-    rebuild = f"build it again with `v4graph build GRAPH_DIR {directory} --backend ort`"
     if manifest.backend not in BACKENDS:
         raise EngineError(
             f"{directory}: built for backend '{manifest.backend}', this runtime has "
-            f"{', '.join(BACKENDS)}; {rebuild}."
+            f"{', '.join(BACKENDS)}; build it again with `v4graph build GRAPH_DIR {directory} --backend ort`."
         )
-    check_dtype(directory, manifest)
     check_ops(directory, manifest)
-    check_file(directory, manifest, MODEL, rebuild)
     return manifest
 
 
@@ -55,9 +52,16 @@ def check_ops(directory: Path, manifest: Manifest) -> None:
         if spec is None or spec.version != version:
             known = f"version {spec.version}" if spec else "no such op"
             raise EngineError(
-                f"{directory}: made with op {name} version {version}, this v4graph has {known}; "
-                "export again with `v4graph export` and build again with `v4graph build`."
+                f"{directory}: made with op {name} version {version}, this v4graph has {known}; export again "
+                f"with `v4graph export` and build again with {_build_command(directory, manifest)}."
             )
+
+
+def _build_command(directory: Path, manifest: Manifest) -> str:
+    if manifest.tensorrt is None:
+        return "`v4graph build`"
+    targets = "".join(f" --target {target}" for target in manifest.tensorrt.targets)
+    return f"`v4graph build GRAPH_DIR {directory} --backend trt{targets}`"
 
 
 def check_file(directory: Path, manifest: Manifest, name: str, remedy: str) -> None:

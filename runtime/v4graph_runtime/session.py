@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from v4graph.errors import EngineError, SessionError
 from v4graph.manifest import Manifest
-from v4graph_runtime.engine import MODEL, open_engine
-from v4graph_runtime.ort_backend import OrtBackend, OrtOptions
-from v4graph_runtime.state import Array, Int32, Positions, state_tensors
+from v4graph_runtime.backends import Backend, NamedArrays, Options, prepare
+from v4graph_runtime.engine import open_engine
+from v4graph_runtime.state import Array, Int32, Positions
 
 Logits = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -37,9 +38,10 @@ class Weights(Protocol):
 class Session:
     """State and backend of `batch` slots; not safe to call from several threads at once.
 
-    `position` counts the tokens in each slot's state. Logits are float32 [B, V] after the last valid
-    token of each slot, or [B, S, V] if the engine was exported with all logits; rows of idle slots
-    and of padding are zero.
+    `position` counts the tokens in each slot's state, `state_bytes` the bytes of all state buffers.
+    Logits are float32 [B, V] after the last valid token of each slot, or [B, S, V] if the engine was
+    exported with all logits; rows of idle slots and of padding are zero. `close`, or leaving a `with`
+    block, frees the backend's memory at once.
     """
 
     def __init__(
@@ -49,18 +51,20 @@ class Session:
         batch: int = 1,
         *,
         prefill_chunk: int = PREFILL_CHUNK,
-        options: OrtOptions | None = None,
+        options: Options | None = None,
     ) -> None:
         """Open an engine directory with the weights of a checkpoint directory.
 
         `checkpoint` is None for an engine that embeds its weights. `prefill_chunk` limits the tokens
-        per slot in one run of the graph.
+        per slot in one run of the graph, as an engine's largest profile does. `options` are those of the
+        engine's backend.
 
         Raises:
             ManifestError: `engine_dir` holds no engine.
-            EngineError: the engine was built for another backend or version, or cannot be loaded.
+            EngineError: the engine was changed, needs another version or machine, or cannot be loaded.
             CheckpointError: the checkpoint lacks a tensor or is another model's.
-            SessionError: `batch` or `prefill_chunk` is not positive.
+            SessionError: `batch` or `prefill_chunk` is not positive, more slots than the engine takes, or
+                options of another backend.
         """
         for name, value in (("batch", batch), ("prefill_chunk", prefill_chunk)):
             if value < 1:
@@ -68,12 +72,29 @@ class Session:
         self.engine_dir = Path(engine_dir)
         self.manifest = open_engine(self.engine_dir)
         self.batch = batch
-        self.prefill_chunk = prefill_chunk
         self.vocab_size = _vocab_size(self.manifest)
-        weights = load_weights(self.engine_dir, self.manifest, checkpoint)
+        prepared = prepare(self.engine_dir, self.manifest, batch, options)
+        self.prefill_chunk = min(prefill_chunk, prepared.max_tokens or prefill_chunk)
         self._positions = Positions(batch, self.manifest.max_seq_len, self.manifest.rollback_slack)
-        states = state_tensors(self.manifest, batch)
-        self._backend = OrtBackend(self.engine_dir / MODEL, weights, states, options or OrtOptions())
+        weights = bound_weights(self.engine_dir, self.manifest, checkpoint)
+        opened = prepared.open(weights)
+        self._backend: Backend | None = opened.backend
+        self._free = opened.close
+        self.state_bytes = opened.backend.state_bytes
+
+    def close(self) -> None:
+        """Free weights and states; later calls do nothing."""
+        if self._backend is not None:
+            self._backend = None
+            self._free()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     @property
     def position(self) -> Int32:
@@ -84,11 +105,6 @@ class Session:
     def capacity(self) -> int:
         """Tokens that a slot can hold."""
         return self._positions.capacity
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of all state buffers."""
-        return self._backend.state_bytes
 
     def prefill(self, ids: npt.ArrayLike, num_tokens: npt.ArrayLike | None = None) -> Logits:
         """Append tokens to the state and return logits.
@@ -176,12 +192,17 @@ class Session:
             "start_pos": self.position,
             "num_tokens": counts,
         }
+        if self._backend is None:
+            raise SessionError(f"{self.engine_dir}: this session is closed; open a new one.")
         try:
             self._backend.run(inputs, logits)
         except EngineError as error:
             slots = np.flatnonzero(counts).tolist()
             self.reset(slots)
-            raise EngineError(f"{error}; slots {slots} were reset.") from error
+            # A backend's own words, if any, are on the lines below our sentence.
+            ours, *theirs = str(error).splitlines()
+            ours = f"{ours.removesuffix('.')}; slots {slots} were reset."
+            raise EngineError("\n".join([ours, *theirs])) from error
         self._positions.advance(counts)
         return logits
 
@@ -212,10 +233,10 @@ class Session:
             )
 
 
-def load_weights(
+def bound_weights(
     engine_dir: Path, manifest: Manifest, checkpoint: str | Path | Weights | None
-) -> dict[str, Array]:
-    """Return the array of every weight input of an engine; {} if the engine embeds them.
+) -> NamedArrays:
+    """Return the array of every weight input of an engine, each made when it is asked for.
 
     Raises:
         EngineError: a checkpoint where none is needed, or none where one is.
@@ -224,7 +245,7 @@ def load_weights(
     if manifest.embedded_weights:
         if checkpoint is not None:
             raise EngineError(f"{engine_dir}: this engine embeds its weights; open it without a checkpoint.")
-        return {}
+        return ()
     if checkpoint is None:
         raise EngineError(
             f"{engine_dir}: this engine holds no weights; name their checkpoint with --checkpoint DIR."
@@ -232,8 +253,8 @@ def load_weights(
     if isinstance(checkpoint, str | Path):
         from v4graph.checkpoint import Checkpoint
 
-        return dict(Checkpoint.open(Path(checkpoint)).bound(manifest))
-    return dict(checkpoint.bound(manifest))
+        return Checkpoint.open(Path(checkpoint)).bound(manifest)
+    return checkpoint.bound(manifest)
 
 
 def _vocab_size(manifest: Manifest) -> int:

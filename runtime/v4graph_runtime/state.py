@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import ml_dtypes  # noqa: F401  (numpy knows "bfloat16" by name once it is imported)
 import numpy as np
 import numpy.typing as npt
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from toy_engine import ToyWeights
 
-from v4graph.errors import EngineError, ManifestError, V4GraphError
+from v4graph.errors import EngineError, ManifestError, SessionError, V4GraphError
 from v4graph.manifest import Manifest
-from v4graph_runtime import Session
+from v4graph_runtime import Session, TrtOptions
 
 
 @pytest.fixture
@@ -23,8 +23,12 @@ def change(folder: Path, **fields: Any) -> None:
 
 CHANGES: list[tuple[dict[str, Any], str]] = [
     (
+        {"backend": "xla"},
+        r"built for backend 'xla', this runtime has ort, trt; build it again with `v4graph build",
+    ),
+    (
         {"backend": "trt"},
-        r"built for backend 'trt', this runtime has ort; build it again with `v4graph build",
+        r"the manifest does not say how model\.plan was built; .* `v4graph build GRAPH_DIR .* --backend trt`",
     ),
     ({"dtype": "bfloat16"}, r"a bfloat16 graph, .* export with --dtype fp32\."),
     ({"ops": {"V4MoE": 99}}, "made with op V4MoE version 99, this v4graph has version 1; export again"),
@@ -41,6 +45,13 @@ def test_an_engine_that_does_not_match_is_refused(
     change(copied, **fields)
     with pytest.raises(EngineError, match=message):
         Session(copied, weights)
+
+
+def test_options_of_another_backend_are_refused(engine: Path, weights: ToyWeights) -> None:
+    with pytest.raises(
+        SessionError, match=r"built for backend 'ort', which takes OrtOptions, not TrtOptions"
+    ):
+        Session(engine, weights, options=TrtOptions())
 
 
 def test_known_ops_are_accepted(copied: Path, weights: ToyWeights) -> None:

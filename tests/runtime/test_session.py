@@ -6,14 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_engine import CAPACITY, SLACK, VOCAB, ToyWeights, logits_of
+from toy_schedules import BATCH, TEXTS, TOLERANCE, Schedule, play, schedules
 
 from v4graph.errors import EngineError, SessionError
 from v4graph_runtime import Session
 from v4graph_runtime.ort_backend import OrtOptions
-
-TOLERANCE = 1e-4
-BATCH = 3
-TEXTS = np.random.default_rng(7).integers(0, VOCAB, (BATCH, CAPACITY))
 
 
 @pytest.fixture
@@ -73,22 +70,12 @@ def test_all_logits_join_the_pieces(
     assert session.decode(TEXTS[:, 0]).shape == (BATCH, 1, VOCAB)
 
 
-@st.composite
-def schedules(draw: st.DrawFn) -> list[tuple[str, list[int]]]:
-    """Steps of ragged appends, rollbacks and resets; what does not fit is trimmed when run."""
-    step = st.tuples(
-        st.sampled_from(["append", "append", "append", "rollback", "reset"]),
-        st.lists(st.integers(0, 14), min_size=BATCH, max_size=BATCH),
-    )
-    return draw(st.lists(step, min_size=1, max_size=25))
-
-
 @pytest.mark.parametrize("in_place", [True, False])
 @settings(max_examples=40, deadline=None)
 @given(schedule=schedules(), chunk=st.integers(1, 20))
 def test_any_schedule_gives_the_same_logits(
     in_place: bool,
-    schedule: list[tuple[str, list[int]]],
+    schedule: Schedule,
     chunk: int,
     all_logits_engine: Path,
     weights: ToyWeights,
@@ -96,33 +83,7 @@ def test_any_schedule_gives_the_same_logits(
 ) -> None:
     options = OrtOptions(threads=1, in_place=in_place)
     session = Session(all_logits_engine, weights, batch=BATCH, prefill_chunk=chunk, options=options)
-    highest = np.zeros(BATCH, np.int64)
-    for action, amounts in schedule:
-        at = session.position
-        if action == "reset":
-            slots = [slot for slot, amount in enumerate(amounts) if amount > 10]
-            session.reset(slots)
-            highest[slots] = 0
-        elif action == "rollback":
-            back = np.clip(np.minimum(amounts, at - np.maximum(highest - SLACK, 0)), 0, None)
-            session.rollback(back)
-            assert session.position.tolist() == (at - back).tolist()
-        else:
-            counts = np.minimum(amounts, CAPACITY - at)
-            # Rejected tokens first, as speculation writes them: the right ones must replace them.
-            ids = np.full((BATCH, max(int(counts.max()), 1)), -1)
-            for slot, count in enumerate(counts):
-                ids[slot, :count] = TEXTS[slot, at[slot] : at[slot] + count]
-            wrong = np.minimum(counts, SLACK)
-            noise = np.where(ids >= 0, (ids + 1) % VOCAB, ids)
-            if (highest <= at).all():
-                session.prefill(noise, wrong)
-                session.rollback(wrong)
-            logits = session.prefill(ids, counts)
-            highest = np.maximum(highest, session.position)
-            for slot, count in enumerate(counts):
-                want = expected[slot][at[slot] : at[slot] + count]
-                np.testing.assert_allclose(logits[slot, :count], want, atol=TOLERANCE)
+    play(session, schedule, expected)
 
 
 def test_replayed_tokens_give_the_same_logits(session: Session, expected: list[Any]) -> None:
@@ -248,6 +209,14 @@ def test_a_failed_run_empties_the_slots_that_it_touched(
     with pytest.raises(EngineError, match=r"out of memory; slots \[0, 2\] were reset"):
         session.decode(TEXTS[:, 4], [1, 0, 1])
     assert session.position.tolist() == [0, 4, 0]
+
+
+def test_a_closed_session_says_so(engine: Path, weights: ToyWeights) -> None:
+    with Session(engine, weights) as session:
+        session.prefill([[1, 2]])
+    with pytest.raises(SessionError, match="this session is closed; open a new one"):
+        session.decode([1])
+    session.close()
 
 
 @pytest.mark.parametrize("argument", ["batch", "prefill_chunk"])

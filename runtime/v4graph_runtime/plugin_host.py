@@ -1,0 +1,66 @@
+"""The plugins of this installation, found through the entry point group `v4graph.plugins`.
+
+The runtime knows no plugin by name: it runs where none is installed, until an engine needs one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any, Protocol
+
+from v4graph.errors import EngineError
+
+GROUP, NAME = "v4graph.plugins", "tensorrt"
+
+
+class Findings(Protocol):
+    """What plugins found wrong, which TensorRT only reports as a failure."""
+
+    def take(self) -> list[str]:
+        """Return the sentences so far and forget them."""
+
+
+class PluginHost(Protocol):
+    """The plugins of one package."""
+
+    @property
+    def findings(self) -> Findings:
+        """What the plugins of this process found wrong."""
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a CUDA graph may be captured while the plugins run; known once a launcher is chosen."""
+
+    def hashes(self) -> Mapping[str, str]:
+        """Return op name -> sha256 of its contract and kernels, for every op with a plugin."""
+
+    def targets(self) -> tuple[str, ...]:
+        """Return the targets that the kernels run on; none if there are no kernels."""
+
+    def problem(self) -> str | None:
+        """Return why the plugins cannot run on a GPU, as one clause with its fix; None if they can."""
+
+    def register(self, trt: Any) -> None:
+        """Register every creator with a TensorRT module; later calls do nothing."""
+
+    def use_launcher(self, device: str = "cuda") -> None:
+        """Choose how the plugins run."""
+
+
+def find_host() -> PluginHost | None:
+    """Return the installed plugin host, None if there is none.
+
+    Raises:
+        EngineError: it is installed but does not load.
+    """
+    for entry in entry_points(group=GROUP, name=NAME):
+        try:
+            host: PluginHost = entry.load()()
+        except Exception as error:  # whatever a foreign package raises on import
+            raise EngineError(
+                f"the plugins of {entry.value} do not load ({type(error).__name__}: {error}); install "
+                "v4graph again with `pip install --force-reinstall --no-deps v4graph`."
+            ) from error
+        return host
+    return None

@@ -1,0 +1,56 @@
+"""Random schedules for the toy engine: ragged appends, rejected tokens, rollbacks and resets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from toy_engine import CAPACITY, SLACK, VOCAB
+
+from v4graph_runtime import Session
+
+TOLERANCE = 1e-4
+BATCH = 3
+TEXTS = np.random.default_rng(7).integers(0, VOCAB, (BATCH, CAPACITY))
+Schedule = list[tuple[str, list[int]]]
+
+
+@st.composite
+def schedules(draw: st.DrawFn) -> Schedule:
+    """Steps of ragged appends, rollbacks and resets; what does not fit is trimmed when run."""
+    step = st.tuples(
+        st.sampled_from(["append", "append", "append", "rollback", "reset"]),
+        st.lists(st.integers(0, 14), min_size=BATCH, max_size=BATCH),
+    )
+    return draw(st.lists(step, min_size=1, max_size=25))
+
+
+def play(session: Session, schedule: Schedule, expected: list[Any]) -> None:
+    """Run a schedule on a session with all logits and compare each with those of the whole texts."""
+    highest = np.zeros(BATCH, np.int64)
+    for action, amounts in schedule:
+        at = session.position
+        if action == "reset":
+            slots = [slot for slot, amount in enumerate(amounts) if amount > 10]
+            session.reset(slots)
+            highest[slots] = 0
+        elif action == "rollback":
+            back = np.clip(np.minimum(amounts, at - np.maximum(highest - SLACK, 0)), 0, None)
+            session.rollback(back)
+            assert session.position.tolist() == (at - back).tolist()
+        else:
+            counts = np.minimum(amounts, CAPACITY - at)
+            ids = np.full((BATCH, max(int(counts.max()), 1)), -1)
+            for slot, count in enumerate(counts):
+                ids[slot, :count] = TEXTS[slot, at[slot] : at[slot] + count]
+            if (highest <= at).all():
+                # Rejected tokens first, as speculation writes them: the right ones must replace them.
+                wrong = np.minimum(counts, SLACK)
+                session.prefill(np.where(ids >= 0, (ids + 1) % VOCAB, ids), wrong)
+                session.rollback(wrong)
+            logits = session.prefill(ids, counts)
+            highest = np.maximum(highest, session.position)
+            for slot, count in enumerate(counts):
+                want = expected[slot][at[slot] : at[slot] + count]
+                np.testing.assert_allclose(logits[slot, :count], want, atol=TOLERANCE)
