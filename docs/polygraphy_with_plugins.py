@@ -2,13 +2,12 @@
 
 import os
 import sys
+from importlib import import_module
 
 from v4graph import trt
 from v4graph_plugins.host import Host
 
 os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"
 Host().register(trt.load("rtx").module)
-
-from polygraphy.tools import main  # noqa: E402: polygraphy chooses its TensorRT when it is imported
-
-sys.exit(main())
+# polygraphy chooses its TensorRT when it is imported, so after the line above.
+sys.exit(import_module("polygraphy.tools").main())
