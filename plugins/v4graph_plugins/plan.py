@@ -70,8 +70,7 @@ class PlanBuilder:
     def _parse_error(self, path: Path) -> EngineError:
         findings, said = self._host.findings.take(), self._logger.take()
         first = self._parser.get_error(0) if self._parser.num_errors else None
-        node = first.node_name() if first else ""
-        place = self._lowered.places.get(node, node)
+        place = self._lowered.places.get(first.node_name() if first else "") or self._named_in(said)
         if findings:
             text = findings[0]
         else:
@@ -88,6 +87,11 @@ class PlanBuilder:
         """Put the layer kind behind the node name that a finding begins with."""
         node, colon, rest = text.partition(":")
         return self._lowered.places.get(node, node) + colon + rest
+
+    def _named_in(self, said: str) -> str:
+        """Return the place of the node that TensorRT's messages name, inside a body too; "" if none."""
+        found = [node for node in self._lowered.places if node in said]
+        return self._lowered.places[max(found, key=len)] if found else ""
 
     @property
     def plugin_layers(self) -> list[str]:
@@ -161,7 +165,7 @@ class PlanBuilder:
         findings, said = self._host.findings.take(), self._logger.take()
         if findings:
             return EngineError(self._with_kind(findings[0]), detail=said)
-        named = next((place for node, place in self._lowered.places.items() if node in said), "")
+        named = self._named_in(said)
         bodies = ", ".join(self._lowered.bodies)
         fix = (
             f"the bodies of {bodies} run as native layers: give them back their plugins"

@@ -191,6 +191,19 @@ def test_plugin_that_does_not_exist(nano_graph: Path, tmp_path: Path) -> None:
     assert str(error) == "--no-plugin V4HyperPer: no such plugin; did you mean 'V4HyperPre'?."
 
 
+def test_body_that_tensorrt_cannot_parse(nano_graph: Path, tmp_path: Path) -> None:
+    sentence, *said = str(failure(nano_graph, tmp_path, without_plugin=("V4MoE",))).splitlines()
+    assert "cannot parse node layers.0.ffn.experts.w1/V4MoE (window_hash layer)" in sentence
+    assert "do not leave it out with --no-plugin" in sentence
+    assert said[0].startswith("TensorRT: ")
+
+
+def test_body_that_tensorrt_cannot_build(nano_graph: Path, tmp_path: Path) -> None:
+    sentence, *said = str(failure(nano_graph, tmp_path, without_plugin=("V4Compress",))).splitlines()
+    assert sentence.endswith("the bodies of V4Compress run as native layers: give them back their plugins.")
+    assert "FP8" in said[0]
+
+
 def test_changed_graph(nano_graph: Path, tmp_path: Path) -> None:
     import shutil
 
