@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from v4graph.gpu import Gpu
 from v4graph.manifest import Manifest, TensorRTBuild
 from v4graph.ops import OPS_BY_NAME
 from v4graph.ort import driver_too_old, no_gpu
-from v4graph.targets import PORTABLE, runs_on
+from v4graph.targets import PORTABLE, RTX_TARGETS, runs_on
 from v4graph.trt import TITLES, Choice, TensorRT, version_tuple
 from v4graph_runtime.device import CudaDevice, Device
 from v4graph_runtime.engine import check_file
@@ -143,8 +144,16 @@ def check_gpu(directory: Path, record: TensorRTBuild, machine: Machine, index: i
     if not runs_on(record.targets, here.target):
         raise EngineError(
             f"{directory}: built for {', '.join(record.targets)}, GPU {index} is {here.target} "
-            f"({here.name}); {rebuild(directory, record, (here.target,))}."
+            f"({here.name}); {_rebuild_for(directory, record, here.target)}."
         )
+
+
+def _rebuild_for(directory: Path, record: TensorRTBuild, target: str) -> str:
+    if record.package != "tensorrt_rtx" or target in RTX_TARGETS:
+        return rebuild(directory, record, (target,))
+    if runs_on((PORTABLE,), target):
+        return rebuild(directory, record, (PORTABLE,))
+    return rebuild(directory, dataclasses.replace(record, package="tensorrt"), (target,))
 
 
 def check_kernels(directory: Path, record: TensorRTBuild, machine: Machine, index: int) -> None:

@@ -61,16 +61,14 @@ class Lane:
         self._sizes: dict[str, int] = {}
         self._addresses: dict[str, int] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._context = engine.context(fixed_shapes=options.capture)
-        if not self._context.set_optimization_profile_async(options.profile, device.stream):
-            raise engine.failure(f"TensorRT refuses optimization profile {options.profile}")
-        device.synchronize()
-        self._context.set_device_memory(scratch.address, math.prod(scratch.shape or ()))
-        for name, tensor in bound.items():
-            self._set_address(name, tensor.address)
-            if tensor.shape is not None:
-                self._set_shape(name, tensor.shape)
         self.runs = 0
+        self._context = engine.context(fixed_shapes=options.capture)
+        try:
+            self._set_up(bound, scratch)
+        except BaseException:
+            # The error's traceback would keep the context alive longer than the engine.
+            self.close()
+            raise
 
     def run(self, inputs: Mapping[str, Array], logits: npt.NDArray[np.float32]) -> None:
         """Copy the inputs in, run, and copy the logits out; returns when all is done.
@@ -100,6 +98,17 @@ class Lane:
         if self._graph is not None:
             self._device.release(self._graph)
         self._graph = self._context = None
+
+    def _set_up(self, bound: Mapping[str, Bound], scratch: Bound) -> None:
+        profile = self._options.profile
+        if not self._context.set_optimization_profile_async(profile, self._device.stream):
+            raise self._engine.failure(f"TensorRT refuses optimization profile {profile}")
+        self._device.synchronize()
+        self._context.set_device_memory(scratch.address, math.prod(scratch.shape or ()))
+        for name, tensor in bound.items():
+            self._set_address(name, tensor.address)
+            if tensor.shape is not None:
+                self._set_shape(name, tensor.shape)
 
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(self._device.stream):

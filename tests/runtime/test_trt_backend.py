@@ -159,7 +159,7 @@ def test_a_forgotten_session_frees_the_gpu(engine_dir: Path, toy: ToyMachine, we
     assert toy.device.closed
 
 
-@pytest.mark.parametrize("broken", ["deserialize", "context"])
+@pytest.mark.parametrize("broken", ["deserialize", "context", "profile"])
 def test_a_plan_that_does_not_open_is_told_first_in_our_words_and_frees_the_gpu(
     engine_dir: Path, toy: ToyMachine, weights: ToyWeights, broken: str
 ) -> None:
@@ -170,6 +170,7 @@ def test_a_plan_that_does_not_open_is_told_first_in_our_words_and_frees_the_gpu(
     assert {
         "deserialize": "model.plan: TensorRT for RTX 1.7.1.116 (as asked) cannot load it.",
         "context": "model.plan: TensorRT cannot make an execution context.",
+        "profile": "TensorRT refuses optimization profile 0.",
     }[broken] in ours
     assert theirs.startswith("TensorRT: ")
     assert toy.device.closed

@@ -79,3 +79,28 @@ def test_the_real_tensorrt_refuses_a_plan_without_a_gpu_below_our_sentence(nano_
     ours, *_theirs = str(error.value).splitlines()
     assert "model.plan: TensorRT for RTX" in ours
     assert "it cannot run here" in ours
+
+
+NAMES = """
+Runtime: deserialize_cuda_engine get_engine_validity
+ICudaEngine: device_memory_size_v2 num_io_tensors get_tensor_name get_tensor_mode create_runtime_config
+ICudaEngine: create_execution_context get_weight_streaming_automatic_budget weight_streaming_budget_v2
+ICudaEngine: streamable_weights_size
+IExecutionContext: set_optimization_profile_async set_device_memory set_tensor_address set_input_shape
+IExecutionContext: execute_async_v3 is_stream_capturable
+IRuntimeConfig: set_execution_context_allocation_strategy set_runtime_cache create_runtime_cache
+IRuntimeConfig: dynamic_shapes_kernel_specialization_strategy
+IRuntimeCache: serialize deserialize
+ExecutionContextAllocationStrategy: USER_MANAGED
+DynamicShapesKernelSpecializationStrategy: EAGER LAZY
+EngineValidity: INVALID SUBOPTIMAL
+TensorIOMode: INPUT
+"""
+
+
+def test_every_name_that_the_runtime_uses_is_one_of_tensorrts() -> None:
+    module = load("rtx").module
+    lines = [line.split(": ") for line in NAMES.strip().splitlines()]
+    names = [(kind, name) for kind, text in lines for name in text.split()]
+    assert [pair for pair in names if not hasattr(getattr(module, pair[0]), pair[1])] == []
+    assert all(int(kind) > 0 for kind in module.EngineInvalidityDiagnostics.__members__.values())

@@ -62,7 +62,7 @@ class FakeTensorRT:
     def __init__(self, manifest: Manifest, device: HostDevice, *, rtx: bool = True) -> None:
         self.manifest, self.device, self.rtx = manifest, device, rtx
         self.validity: tuple[Validity, int] = (Validity.VALID, 0)
-        # What to fail at: "deserialize", "context", "execute" or "capture".
+        # What to fail at: "deserialize", "context", "profile", "execute", "capture", "capturable".
         self.broken = ""
         self.contexts: list[FakeContext] = []
         self.open_contexts = 0
@@ -175,7 +175,7 @@ class FakeContext:
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
         assert stream == self.trt.device.stream
         self.profile = index
-        return True
+        return self.trt.broken != "profile" or self.fail("no such profile")
 
     def set_device_memory(self, address: int, size: int) -> None:
         assert size >= SCRATCH
