@@ -24,6 +24,7 @@ import onnx_ir as ir
 import v4graph.ops
 from v4graph.ops import ALL_OPS, DOMAIN, OPS_BY_NAME, OPSET, Port
 from v4graph.ops.spec import evaluate_dim
+from v4graph.passes.facts import plain_name
 from v4graph_export.functions import OPSETS, FakeInput, canonicalise, to_function, trace, walk
 
 logger = logging.getLogger(__name__)
@@ -95,11 +96,6 @@ class Variant:
 def _has_scale(op: str) -> bool:
     ports = [port for port in OPS_BY_NAME[op].inputs if set(port.dtypes) == {"int8", "float32"}]
     return bool(ports)
-
-
-def plain_name(op_type: str) -> str:
-    """Return the op of a tagged name: V4Compress__overlap_1_quantise_kv -> V4Compress."""
-    return op_type.partition("__")[0]
 
 
 def variant_of(node: ir.Node, dtype: str, scale: str) -> Variant:

@@ -23,8 +23,8 @@ from v4graph.config import ModelConfig
 from v4graph.errors import ExportError
 from v4graph.manifest import FloatType, Manifest, Numerics
 from v4graph.ops import OPS_BY_NAME, OPSET
+from v4graph.passes.facts import plain_name
 from v4graph_export.bindings import model_bindings, unbound
-from v4graph_export.bodies import plain_name
 from v4graph_export.compose import Progress, Recipe, compose
 from v4graph_export.embed import embed_weights
 from v4graph_export.flavour import Flavour, check_flavour

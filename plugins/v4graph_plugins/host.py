@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,12 @@ class Host:
     def problem(self) -> str | None:
         """Return why the plugins cannot run on a GPU, with the way out; None if they can."""
         if installed("torch"):
-            return None
+            if not metadata.version("torch").endswith("+cpu"):
+                return None
+            return (
+                "this installation has no kernels for its plugins, and its torch, which would run their "
+                "references, is built without CUDA; install a CUDA build of torch"
+            )
         return (
             "this installation has no kernels for its plugins, and no torch to run their references with; "
             "install torch with `pip install 'v4graph[export]'`"

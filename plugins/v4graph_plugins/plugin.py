@@ -16,7 +16,8 @@ from v4graph.ops import OpSpec, Port
 from v4graph_plugins.expressions import Dim, expression
 from v4graph_plugins.launcher import DeviceTensor, Launcher, OpCall
 
-DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8", "int32": "int32", "int64": "int64"}
+# Our names of dtypes are TensorRT's.
+DTYPES = ("float32", "bfloat16", "int8", "int32", "int64")
 
 
 class Findings:
@@ -126,7 +127,7 @@ def plugin_classes(trt: Any, findings: Findings) -> tuple[type[Any], type[Any]]:
         float: trt.PluginFieldType.FLOAT32,
         str: trt.PluginFieldType.CHAR,
     }
-    to_trt = {name: getattr(trt, attribute) for name, attribute in DTYPES.items()}
+    to_trt = {name: getattr(trt, name) for name in DTYPES}
     from_trt = {dtype: name for name, dtype in to_trt.items()}
     bases = (trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuildV2, trt.IPluginV3OneRuntime)
 

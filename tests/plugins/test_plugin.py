@@ -14,6 +14,7 @@ from v4graph.errors import EngineError
 from v4graph.ops import ALL_OPS, OPS_BY_NAME, OpSpec
 from v4graph.ops.tolerance import mismatch
 from v4graph.trt import TensorRT
+from v4graph_plugins import host as host_module
 from v4graph_plugins.catalogue import PLUGIN_OPS
 from v4graph_plugins.host import Host
 from v4graph_plugins.launcher import DeviceTensor
@@ -136,6 +137,15 @@ def test_host_registers_once_and_hashes_every_plugin(tensorrt: TensorRT) -> None
     registry = tensorrt.module.get_plugin_registry()
     for spec in PLUGIN_OPS:
         assert registry.get_creator(spec.name, str(spec.version), "") is not None
+
+
+def test_host_says_what_its_plugins_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_module.metadata, "version", lambda _name: "2.13.0+cpu")
+    assert "its torch, which would run their references, is built without CUDA" in (Host().problem() or "")
+    monkeypatch.setattr(host_module.metadata, "version", lambda _name: "2.13.0")
+    assert Host().problem() is None
+    monkeypatch.setattr(host_module, "installed", lambda _name: False)
+    assert "no torch to run their references with" in (Host().problem() or "")
 
 
 def test_device_tensor_counts_bytes() -> None:

@@ -11,6 +11,7 @@ import click
 
 from v4graph.cli.output import extra, json_option, print_json, progress, size, table
 from v4graph.errors import EngineError
+from v4graph.ops import OPS_BY_NAME
 
 if TYPE_CHECKING:
     from v4graph.ort import Provider
@@ -226,6 +227,11 @@ def _report(engine_dir: Path, built: Built, seconds: float, as_json: bool, *, dr
         click.echo("  note: TensorRT for RTX keeps no timing cache; --timing-cache has no effect")
     if record.bodies:
         click.echo(f"  without plugin, as native layers: {', '.join(record.bodies)}")
+    copying = [name for name in record.bodies if any(port.alias for port in OPS_BY_NAME[name].outputs)]
+    if copying:
+        click.echo(
+            f"  note: the body of {', '.join(copying)} copies its states, so sessions refuse this engine"
+        )
 
 
 def _bounds(profile: Any) -> list[tuple[str, tuple[int, int, int]]]:
