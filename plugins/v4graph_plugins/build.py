@@ -126,7 +126,13 @@ def build_engine(
     shapes = profiles(manifest, options.limits)
     lowered = lower(source / MODEL, manifest, chosen, options.without_plugin)
     if options.lowered is not None:
-        _write(options.lowered, lowered.onnx)
+        try:
+            _write(options.lowered, lowered.onnx)
+        except OSError as error:
+            raise EngineError(
+                f"--lowered {options.lowered}: cannot be written ({error.strerror}); name a file in a folder "
+                "that exists."
+            ) from error
     progress("parse the graph", 0, 1)
     builder = PlanBuilder(tensorrt, lowered, source / MODEL)
     count = len(builder.plugin_layers)

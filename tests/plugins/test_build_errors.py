@@ -204,6 +204,11 @@ def test_body_that_tensorrt_cannot_build(nano_graph: Path, tmp_path: Path) -> No
     assert "FP8" in said[0]
 
 
+def test_lowered_graph_that_cannot_be_written(nano_graph: Path, tmp_path: Path) -> None:
+    error = failure(nano_graph, tmp_path, lowered=tmp_path / "missing" / "lowered.onnx")
+    assert str(error).endswith("(No such file or directory); name a file in a folder that exists.")
+
+
 def test_changed_graph(nano_graph: Path, tmp_path: Path) -> None:
     import shutil
 
