@@ -60,7 +60,7 @@ def test_inlining_names_nodes_after_layer_and_weight() -> None:
     norm, negation = m.graph
     assert (norm.name, negation.name) == ("layers.0.q_norm/V4RmsNorm", "layers.0/Neg")
     assert norm.outputs[0].name == "layers.0.v0"
-    assert norm.metadata_props[LAYER], norm.metadata_props[KIND] == ("layers.0", "window_topk")
+    assert (norm.metadata_props[LAYER], norm.metadata_props[KIND]) == ("layers.0", "window_topk")
     assert where(norm) == "layers.0.q_norm/V4RmsNorm (window_topk layer)"
     assert set(names(m)) == {"V4RmsNorm__tag", "V4Inner"}
     assert not InlineLayers()(m).modified

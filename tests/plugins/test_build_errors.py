@@ -61,8 +61,7 @@ def test_wrong_dtype_that_only_the_plugin_sees(nano_graph: Path, tmp_path: Path)
         "export the "
         "graph again with `v4graph export`."
     )
-    assert said
-    assert all(line.startswith("TensorRT: ") for line in error.detail.splitlines() if "TypeError" in line)
+    assert said[0].startswith("TensorRT: ")
 
 
 def test_wrong_shape_of_a_weight(nano_graph: Path, tmp_path: Path) -> None:
