@@ -1,0 +1,8 @@
+"""Every call that the kernels are tested on, on the emulator and on a GPU."""
+
+from __future__ import annotations
+
+import kernel_cases_hyper
+from kernel_run import KernelCase
+
+ALL_CASES: tuple[KernelCase, ...] = (*kernel_cases_hyper.cases(),)

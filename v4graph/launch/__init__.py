@@ -1,0 +1,15 @@
+"""Launch plans of the custom ops: data from which kernels are launched, counted and budgeted.
+
+Torch-free and device-free; used by the plugins' enqueue, the passes and the planner.
+"""
+
+from collections.abc import Mapping
+
+from v4graph.launch import hyper
+from v4graph.launch.plan import Argument, Launch, Launches, LaunchPlan, Step, evaluate_plan
+
+ALL_PLANS: tuple[LaunchPlan, ...] = (hyper.POST,)
+
+PLANS: Mapping[str, LaunchPlan] = {plan.op: plan for plan in ALL_PLANS}
+
+__all__ = ["ALL_PLANS", "PLANS", "Argument", "Launch", "LaunchPlan", "Launches", "Step", "evaluate_plan"]
