@@ -63,7 +63,8 @@ class ReferenceLauncher:
     def _compute(self, call: OpCall) -> None:
         inputs = [self._view(tensor, call.stream) for tensor in call.inputs]
         attributes = (call.attributes[name] for name in call.spec.attributes)
-        with self._torch.inference_mode():
+        # The references make index tensors of their own, which have to be where their inputs are.
+        with self._torch.inference_mode(), self._torch.device(self._device):
             results = call.spec.reference(*inputs, *attributes)
             results = results if isinstance(results, tuple) else (results,)
             # All are computed before the first is written: an aliased output is an input too.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from engines import NANO
 from graphs import export_nano
-from plugin_interpreter import Interpreter
+from plugin_interpreter import Interpreter, settled
 
 from v4graph.checkpoint import Checkpoint
 from v4graph.manifest import Manifest
@@ -28,8 +28,8 @@ def test_prefill_and_decode_equal_onnxruntime(tensorrt: TensorRT, tmp_path: Path
     session = Session(tmp_path / "engine", NANO)
     lowered = lower(graph / "model.onnx", manifest, ("sm120",), ())
     interpreter = Interpreter(tensorrt.module, lowered.onnx)
-    states = {state.name: state.allocate() for state in state_tensors(manifest, 1)}
-    weights = dict(Checkpoint.open(NANO).bound(manifest))
+    states = {state.name: settled(state.allocate()) for state in state_tensors(manifest, 1)}
+    weights = {name: settled(array) for name, array in Checkpoint.open(NANO).bound(manifest)}
     for start, stop in ((0, 5), (5, 6), (6, 7)):
         feeds = {
             **weights,

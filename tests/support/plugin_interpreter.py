@@ -1,7 +1,8 @@
 """Runs a lowered graph node by node on the CPU, every custom op through its TensorRT plugin's enqueue.
 
-onnx's reference evaluator runs the native nodes. Plugins get host addresses, and their aliased outputs
-are the very arrays of their inputs, as TensorRT's are.
+onnx's reference evaluator runs the native nodes. Plugins get host addresses, as aligned as a GPU's; their
+aliased outputs are the very arrays of their inputs, as TensorRT's are. Memory that nothing has written
+holds NaNs.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import ml_dtypes  # noqa: F401 - np.dtype("bfloat16")
 import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
@@ -16,18 +18,39 @@ from onnx.reference.op_run import OpRun
 
 from v4graph.ops import OpSpec
 from v4graph_plugins.catalogue import PLUGIN_OPS
-from v4graph_plugins.plugin import Findings, plugin_classes
+from v4graph_plugins.launcher import Launcher
+from v4graph_plugins.plugin import DTYPES, Findings, plugin_classes
 from v4graph_plugins.reference_launcher import ReferenceLauncher
 
 
-class Interpreter:
-    """A lowered float32 graph; `calls` counts plugin calls by op."""
+ALIGNMENT = 256
 
-    def __init__(self, trt: Any, lowered: bytes) -> None:
+
+def aligned(nbytes: int) -> np.ndarray[Any, Any]:
+    """Return `nbytes` of 0xff at a multiple of 256."""
+    raw = np.full(nbytes + ALIGNMENT, 0xFF, np.uint8)
+    offset = -raw.ctypes.data % ALIGNMENT
+    return raw[offset : offset + nbytes]
+
+
+def settled(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the array, or a copy that is dense and starts at a multiple of 256."""
+    if array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0:
+        return array
+    copy = aligned(array.nbytes).view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+class Interpreter:
+    """A lowered graph; `calls` counts plugin calls by op. Without a launcher the torch references run."""
+
+    def __init__(self, trt: Any, lowered: bytes, launcher: Launcher | None = None) -> None:
         self.trt = trt
         self.calls: dict[str, int] = {}
         findings = Findings()
-        findings.launcher = ReferenceLauncher("cpu")
+        findings.launcher = launcher or ReferenceLauncher("cpu")
+        self.numpy_dtypes = {getattr(trt, name): np.dtype(name) for name in DTYPES}
         self.creators = {spec.name: plugin_classes(trt, findings)[1](spec) for spec in PLUGIN_OPS}
         model = onnx.load_from_string(lowered)
         self.outputs = [value.name for value in model.graph.output]
@@ -52,21 +75,27 @@ class Interpreter:
             for name, value in attributes.items()
         ]
         plugin = self.creators[spec.name].create_plugin(spec.name, fields, None)
-        arrays = [array if array.flags.c_contiguous else array.copy() for array in inputs]
+        arrays = [settled(array) for array in inputs]
         named = {port.name: array.shape for port, array in zip(spec.inputs, arrays, strict=True)}
         shapes = spec.output_shapes(named, plugin.attributes)
+        descs = [self._desc(array) for array in arrays]
+        dtypes = plugin.get_output_data_types([desc.type for desc in descs])
         outputs = []
-        for i, (port, shape) in enumerate(zip(spec.outputs, shapes, strict=True)):
+        for i, (shape, dtype) in enumerate(zip(shapes, dtypes, strict=True)):
             source = plugin.get_aliased_input(i)
-            dtype = "float32" if "float32" in port.dtypes else port.dtypes[0]
-            outputs.append(np.empty(shape, dtype) if source < 0 else arrays[source])
-        plugin.on_shape_change([self._desc(array) for array in arrays], [])
+            assert source < 0 or arrays[source] is inputs[source], "a state has to be aligned from the start"
+            kind = self.numpy_dtypes[dtype]
+            nbytes = int(np.prod(shape)) * kind.itemsize
+            outputs.append(aligned(nbytes).view(kind).reshape(shape) if source < 0 else arrays[source])
+        largest = [SimpleNamespace(max=array.shape) for array in arrays]
+        workspace = aligned(plugin.get_workspace_size(largest, []))
+        plugin.on_shape_change(descs, [])
         plugin.enqueue(
-            [self._desc(array) for array in arrays],
+            descs,
             [self._desc(array) for array in outputs],
             [array.ctypes.data for array in arrays],
             [array.ctypes.data for array in outputs],
-            0,
+            workspace.ctypes.data,
             0,
         )
         return tuple(outputs)

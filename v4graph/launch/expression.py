@@ -1,7 +1,7 @@
 """Integer expressions of launch plans: the one small language that a host without Python must speak.
 
-Names, integers, `+ - * // %`, comparisons (1 or 0), `and`/`or`/`not`, and the functions `cdiv(a, b)` (division
-rounded up), `min(...)`, `max(...)` and `where(condition, a, b)`. All values are integers.
+Names, integers, `+ - * // %`, comparisons (1 or 0), `and`/`or`/`not`, and the functions `cdiv(a, b)`
+(division rounded up), `min(...)`, `max(...)` and `where(condition, a, b)`. All values are integers.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def _code(text: str) -> tuple[CodeType, frozenset[str]]:
         if not isinstance(node, _NODES) or (
             isinstance(node, ast.Constant) and not isinstance(node.value, int)
         ):
-            raise ValueError(f"launch expression '{text}': {ast.unparse(node)} is not part of the language")
+            raise ValueError(  # noqa: TRY004 - the text is wrong, not its type
+                f"launch expression '{text}': {ast.unparse(node)} is not part of the language"
+            )
         if isinstance(node, ast.Call) and not (
             isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS and not node.keywords
         ):

@@ -1,9 +1,9 @@
 """`LaunchPlan`: what an op launches, as data: kernels, grids, shared memory, arguments, workspace.
 
 A plan's fields are names and integer expressions (`v4graph.launch.expression`) over the symbols of the
-op's ports, its int attributes and `<port>_bytes` (item size of an input). Evaluating it for given shapes gives a flat
-list of launches; no device is needed, and the same shapes give the same launches on every GPU, so results
-do not depend on the machine. `LaunchPlan.as_json` is what a host without Python reads.
+op's ports, its int attributes and `<port>_bytes` (item size of an input). Evaluating it for given shapes
+gives a flat list of launches; no device is needed, and the same shapes give the same launches on every GPU,
+so results do not depend on the machine. `LaunchPlan.as_json` is what a host without Python reads.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from v4graph.errors import EngineError
-from v4graph.launch.expression import evaluate
+from v4graph.launch.expression import evaluate, names
 from v4graph.ops import OpSpec
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1, "int32": 4, "int64": 8}
@@ -136,7 +136,7 @@ def evaluate_plan(
     symbols = symbols_of(plan, spec, attributes, shapes, dtypes)
     for condition, sentence in plan.needs.items():
         if not evaluate(condition, symbols):
-            found = ", ".join(f"{name} = {value}" for name, value in sorted(symbols.items()) if name in condition)
+            found = ", ".join(f"{name} = {symbols[name]}" for name in sorted(names(condition)))
             raise EngineError(f"{spec.name}: {sentence} ({found}).")
     offsets, total = {}, 0
     for name, text in plan.workspace.items():

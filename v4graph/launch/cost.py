@@ -1,0 +1,80 @@
+"""Bytes and FLOPs that an op call cannot do without: the floor under its time.
+
+Bytes count every tensor once, as if caches were perfect, and of a cache only the entries that are visible.
+FLOPs count a multiplication and an addition as two. Expressions as in launch plans, over the symbols of a
+`Call` and `context`, the tokens of each slot before the chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from v4graph.launch.calls import Call
+from v4graph.launch.expression import evaluate
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Expressions of the bytes moved and of the FLOPs; `lets` are evaluated first, in order."""
+
+    bytes: str
+    flops: str
+    lets: Mapping[str, str]
+
+    def of(self, call: Call, context: int = 0) -> tuple[int, int]:
+        """Return (bytes, FLOPs) of one call."""
+        symbols: dict[str, int] = {
+            **call.sizes,
+            **{name: value for name, value in call.attributes.items() if isinstance(value, int)},
+            "context": context,
+            "T": call.sizes["B"] * call.sizes["S"],
+        }
+        for name, text in self.lets.items():
+            symbols[name] = evaluate(text, symbols)
+        return evaluate(self.bytes, symbols), evaluate(self.flops, symbols)
+
+
+_QO = "4*T*H*Dh"
+_NEAR = "B*(min(context, window) + S)*Dh*2"
+_WINDOW = {"keys": "min(window, context + S)"}
+
+COSTS: Mapping[str, Cost] = {
+    "V4HyperPre": Cost("T*(8*D + 2*D + 80) + 24*4*D*4", "T*(2*24*4*D + 8*4*D)", {}),
+    "V4HyperPost": Cost("T*(2*D + 16*D + 80)", "T*4*D*10", {}),
+    "V4HyperHead": Cost("T*(8*D + 2*D) + 4*4*D*4", "T*(2*4*4*D + 8*4*D)", {}),
+    "V4RmsNorm": Cost("T*4*D + 2*D", "T*4*D", {}),
+    "V4Linear": Cost("2*O*K + 2*T*(K + O)", "2*T*O*K", {}),
+    "V4LinearF32": Cost("2*O*K + T*(2*K + 4*O)", "2*T*O*K", {}),
+    "V4Fp8Linear": Cost("O*K + OB*KB + 2*T*(K + O)", "2*T*O*K", {}),
+    "V4GroupedOutput": Cost("2*O*K + 2*T*(H*Dh + O)", "2*T*O*K", {}),
+    "V4Fp8GroupedOutput": Cost("O*K + OB*KB + 2*T*(H*Dh + O)", "2*T*O*K", {}),
+    "V4AttentionPrep": Cost("4*T*(Q + Dh)", "8*T*(Q + Dh)", {}),
+    "V4Compress": Cost(
+        # The chunk's rows; the blocks' rows that lie in the tails; the tails' new rows; the new entries.
+        "T*8*CC + B*blocks*R*8*CC + B*min(S, L)*8*CC + B*blocks*C*2",
+        "B*blocks*R*CC*6",
+        {"blocks": "(context + S)//R - context//R"},
+    ),
+    "V4IndexTopK": Cost(
+        "B*visible*C*2 + 2*T*(Q + Hi) + 4*T*topk",
+        "2*T*visible*Q",
+        {"visible": "min(N, (context + S)//ratio)"},
+    ),
+    "V4WindowAttention": Cost(f"{_QO} + {_NEAR}", "4*T*H*Dh*keys", _WINDOW),
+    "V4CompressedAttention": Cost(
+        f"{_QO} + {_NEAR} + B*far*Dh*2",
+        "4*T*H*Dh*(keys + far)",
+        {**_WINDOW, "far": "min(N, (context + S)//ratio)"},
+    ),
+    "V4SelectedAttention": Cost(
+        f"{_QO} + {_NEAR} + min(T*far, B*N)*Dh*2",
+        "4*T*H*Dh*(keys + far)",
+        {**_WINDOW, "far": "min(K, N)"},
+    ),
+    "V4RouteTopK": Cost("2*E*D + 2*T*D + 8*T*topk", "2*T*E*D", {}),
+    "V4RouteHash": Cost("2*min(E, T*K)*D + 2*T*D + 16*T*K", "2*T*K*D", {}),
+    "V4MoE": Cost("hit*3*(I*D//2 + I*D//32) + 3*Is*D + 4*T*D", "6*T*D*(K*I + Is)", {"hit": "min(E, T*K)"}),
+    "V4MoEFp8": Cost("hit*3*I*D + 3*Is*D + 4*T*D", "6*T*D*(K*I + Is)", {"hit": "min(E, T*K)"}),
+    "V4MoEFloat": Cost("hit*6*I*D + 6*Is*D + 4*T*D", "6*T*D*(K*I + Is)", {"hit": "min(E, T*K)"}),
+}
