@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import kernel_cases_hyper
+import kernel_cases_prep
 from kernel_run import KernelCase
 
-ALL_CASES: tuple[KernelCase, ...] = (*kernel_cases_hyper.cases(),)
+ALL_CASES: tuple[KernelCase, ...] = (
+    *kernel_cases_hyper.cases(),
+    *kernel_cases_prep.cases(),
+)

@@ -81,9 +81,7 @@ def run(
     ]
     shapes = [tuple(tensor.shape) for tensor in inputs.values()]
     workspace = memory.reserve((launcher.workspace_bytes(spec, case.case.attributes, shapes),), "int8")
-    launcher.launch(
-        OpCall(spec, case.case.attributes, list(places.values()), outputs, workspace.address, 0)
-    )
+    launcher.launch(OpCall(spec, case.case.attributes, list(places.values()), outputs, workspace.address, 0))
     return [memory.get(output) for output in outputs], want
 
 

@@ -5,10 +5,16 @@ Torch-free and device-free; used by the plugins' enqueue, the passes and the pla
 
 from collections.abc import Mapping
 
-from v4graph.launch import hyper
+from v4graph.launch import hyper, prep
 from v4graph.launch.plan import Argument, Launch, Launches, LaunchPlan, Step, evaluate_plan
 
-ALL_PLANS: tuple[LaunchPlan, ...] = (hyper.POST,)
+ALL_PLANS: tuple[LaunchPlan, ...] = (
+    hyper.PRE,
+    hyper.POST,
+    hyper.HEAD,
+    prep.RMS_NORM,
+    prep.ATTENTION_PREP,
+)
 
 PLANS: Mapping[str, LaunchPlan] = {plan.op: plan for plan in ALL_PLANS}
 
