@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import kernel_cases_attention
 import kernel_cases_hyper
 import kernel_cases_prep
 from kernel_run import KernelCase
@@ -9,4 +10,5 @@ from kernel_run import KernelCase
 ALL_CASES: tuple[KernelCase, ...] = (
     *kernel_cases_hyper.cases(),
     *kernel_cases_prep.cases(),
+    *kernel_cases_attention.cases(),
 )
