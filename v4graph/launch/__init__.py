@@ -5,7 +5,7 @@ Torch-free and device-free; used by the plugins' enqueue, the passes and the pla
 
 from collections.abc import Mapping
 
-from v4graph.launch import attention, hyper, prep
+from v4graph.launch import attention, compress, hyper, index, prep
 from v4graph.launch.plan import Argument, Launch, Launches, LaunchPlan, Step, evaluate_plan
 
 ALL_PLANS: tuple[LaunchPlan, ...] = (
@@ -14,6 +14,8 @@ ALL_PLANS: tuple[LaunchPlan, ...] = (
     hyper.HEAD,
     prep.RMS_NORM,
     prep.ATTENTION_PREP,
+    compress.PLAN,
+    index.PLAN,
     attention.WINDOW,
     attention.COMPRESSED,
     attention.SELECTED,
