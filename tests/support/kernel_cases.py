@@ -6,11 +6,13 @@ import kernel_cases_attention
 import kernel_cases_compress
 import kernel_cases_hyper
 import kernel_cases_index
+import kernel_cases_linear
 import kernel_cases_prep
 from kernel_run import KernelCase
 
 ALL_CASES: tuple[KernelCase, ...] = (
     *kernel_cases_hyper.cases(),
+    *kernel_cases_linear.cases(),
     *kernel_cases_prep.cases(),
     *kernel_cases_compress.cases(),
     *kernel_cases_index.cases(),

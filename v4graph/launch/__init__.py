@@ -5,7 +5,7 @@ Torch-free and device-free; used by the plugins' enqueue, the passes and the pla
 
 from collections.abc import Mapping
 
-from v4graph.launch import attention, compress, hyper, index, prep
+from v4graph.launch import attention, compress, hyper, index, linear, prep
 from v4graph.launch.plan import Argument, Launch, Launches, LaunchPlan, Step, evaluate_plan
 
 ALL_PLANS: tuple[LaunchPlan, ...] = (
@@ -13,12 +13,17 @@ ALL_PLANS: tuple[LaunchPlan, ...] = (
     hyper.POST,
     hyper.HEAD,
     prep.RMS_NORM,
+    linear.LINEAR,
+    linear.LINEAR_F32,
+    linear.FP8_LINEAR,
     prep.ATTENTION_PREP,
     compress.PLAN,
     index.PLAN,
     attention.WINDOW,
     attention.COMPRESSED,
     attention.SELECTED,
+    linear.GROUPED,
+    linear.FP8_GROUPED,
 )
 
 PLANS: Mapping[str, LaunchPlan] = {plan.op: plan for plan in ALL_PLANS}

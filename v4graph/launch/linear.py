@@ -1,0 +1,97 @@
+"""Launch plans of the linear projections.
+
+Up to 8 or 32 tokens a block reads 16 rows of the weight straight to registers; more tokens go in tiles of 64. FP8
+weights take activations rounded to FP8 and reordered: in the multiplying block, where they fit its shared memory, or
+by a launch of their own.
+"""
+
+from __future__ import annotations
+
+from v4graph.launch.plan import LaunchPlan, Step
+
+# Shared memory that prepared activations may take, beside the sums.
+_MOST_PREPARED = 64 << 10
+_TILE = "2*64*160*2"
+_WIDTH = {"K % 128 == 0": "the input width must be a multiple of 128"}
+
+
+def _steps(unit: str, args: tuple[str, ...], x: str = "x", when: str = "1") -> tuple[Step, ...]:
+    """Steps of one product for 8, 32 and more tokens."""
+
+    def step(tokens: str, grid: str, shared: str, condition: str) -> Step:
+        return Step(
+            f"linear.v4_{unit}_{tokens}",
+            grid=(grid, "groups", "1"),
+            block=256,
+            args=(x, *args),
+            shared=shared,
+            when=f"{condition} and {when}",
+        )
+
+    return (
+        step("8", "cdiv(O//groups, 16)", "8*8*16*4", "T <= 8"),
+        step("32", "cdiv(O//groups, 16)", "8*32*16*4", "T > 8 and T <= 32"),
+        step("many", "cdiv(T, 64)*cdiv(O//groups, 256)", _TILE, "T > 32"),
+    )
+
+
+_FLOAT_ARGS = ("weight", "y", "T", "O", "K", "groups")
+_LETS = {"T": "B*S", "groups": "1"}
+_GROUPED_ROWS = {"O % groups == 0": "the output rows must divide into the groups"}
+
+LINEAR = LaunchPlan(op="V4Linear", lets=_LETS, needs=_WIDTH, steps=_steps("linear", _FLOAT_ARGS))
+LINEAR_F32 = LaunchPlan(op="V4LinearF32", lets=_LETS, needs=_WIDTH, steps=_steps("linear_f32", _FLOAT_ARGS))
+GROUPED = LaunchPlan(
+    op="V4GroupedOutput",
+    lets={"T": "B*S"},
+    needs={**_WIDTH, **_GROUPED_ROWS},
+    steps=_steps("linear", ("weight", "z", "T", "O", "K", "groups"), "o"),
+)
+
+
+def _fp8(
+    op: str, kernel: str, prepare: str, ports: tuple[str, str], lets: dict[str, str], needs: dict[str, str]
+) -> LaunchPlan:
+    """`prepare`: how activations are prepared, round or order; `ports`: activations and result."""
+    x, y = ports
+    args = ("weight", "scale", y, "T", "O", "K", "scale_bytes", "groups")
+    return LaunchPlan(
+        op=op,
+        lets={
+            "T": "B*S",
+            **lets,
+            "row": "2*T*(K + 32)",
+            "inside": f"T <= 8 and row <= {_MOST_PREPARED}",
+        },
+        workspace={"prepared": "T*K*groups*2"},
+        needs={**_WIDTH, **needs},
+        steps=(
+            Step(
+                f"linear.v4_{kernel}_inside",
+                grid=("cdiv(O//groups, 16)", "groups", "1"),
+                block=256,
+                args=(x, *args),
+                shared="row + 8*8*16*4",
+                when="inside",
+            ),
+            Step(
+                f"linear.v4_{prepare}_rows",
+                grid=("cdiv(T*K*groups, 2048)", "1", "1"),
+                block=256,
+                args=(x, "prepared", "T*K*groups//8"),
+                when="not inside",
+            ),
+            *_steps(kernel, args, "prepared", "not inside"),
+        ),
+    )
+
+
+FP8_LINEAR = _fp8("V4Fp8Linear", "fp8_linear", "round", ("x", "y"), {"groups": "1"}, {})
+FP8_GROUPED = _fp8(
+    "V4Fp8GroupedOutput",
+    "fp8_grouped",
+    "order",
+    ("o", "z"),
+    {},
+    {"O % (16*groups) == 0": "the output rows of a group must be a multiple of 16"},
+)
