@@ -16,7 +16,8 @@ from v4graph.errors import EngineError
 from v4graph.gpu import gpus
 from v4graph.manifest import Manifest, Plugin, Profile, TensorRTBuild
 from v4graph.trt import Choice, TensorRT, cuda_version, load
-from v4graph_plugins.catalogue import BUNDLE, bundle_index, plugin_hashes, plugin_versions
+from v4graph_plugins.catalogue import BUNDLE, plugin_hashes, plugin_versions
+from v4graph_plugins.kernel_files import KernelFiles
 from v4graph_plugins.lowering import Lowered, lower
 from v4graph_plugins.plan import Plan, PlanBuilder, PlanOptions
 from v4graph_plugins.profiles import Limits, capacity_of, profiles
@@ -24,6 +25,7 @@ from v4graph_plugins.reports import Progress
 
 PLAN = "model.plan"
 MODEL = "model.onnx"
+KERNELS = "kernels"
 
 
 @dataclass(frozen=True)
@@ -92,13 +94,25 @@ def choose_targets(tensorrt: TensorRT, names: Sequence[str], bundle: Path = BUND
 
 
 def _check_bundle(chosen: Sequence[str], bundle: Path) -> None:
-    index = bundle_index(bundle)
-    for target in chosen if index is not None else ():
-        if target not in (index or {}) and target != known_targets.PORTABLE:
+    files = KernelFiles.load(bundle)
+    for target in chosen if files is not None else ():
+        if files and target != known_targets.PORTABLE and files.target_for(target) is None:
             raise EngineError(
-                f"--target {target}: the kernel bundle has {', '.join(sorted(index or {}))}; "
-                "choose among these, or compile the bundle for it with `make kernels`."
+                f"--target {target}: the kernel bundle has {', '.join(files.targets)}; choose among these, "
+                "or "
+                f"compile the kernels for it with `v4graph kernels build {target}`."
             )
+
+
+def _kernels(bundle: Path, chosen: Sequence[str]) -> KernelFiles | None:
+    """Return the kernels that an engine for these targets ships; all of them for portable."""
+    files = KernelFiles.load(bundle)
+    if files is None:
+        return None
+    if known_targets.PORTABLE in chosen:
+        return files
+    found = [files.target_for(target) for target in chosen]
+    return files.part(dict.fromkeys(target for target in found if target))
 
 
 def build_engine(
@@ -141,7 +155,8 @@ def build_engine(
     plan = builder.build(manifest, chosen, shapes, options.plan, progress)
     engine = _record(manifest, tensorrt, chosen, shapes, lowered, plan, options)
     progress("write the engine", 0, 1)
-    return Built(_save(target, source, engine, plan), tensorrt, count, plan.data.nbytes)
+    kernels = _kernels(options.bundle, chosen) if manifest.dtype == "bfloat16" else None
+    return Built(_save(target, source, engine, plan, kernels), tensorrt, count, plan.data.nbytes)
 
 
 def _check_files(source: Path, manifest: Manifest) -> None:
@@ -162,7 +177,7 @@ def _record(
     options: BuildOptions,
 ) -> Manifest:
     """Return the engine's manifest; the files' hashes come when they are written."""
-    hashes, versions = plugin_hashes(options.bundle), plugin_versions()
+    hashes, versions = plugin_hashes(), plugin_versions()
     record = TensorRTBuild(
         package=tensorrt.package,
         version=tensorrt.version,
@@ -188,7 +203,7 @@ def _record(
     )
 
 
-def _save(target: Path, source: Path, engine: Manifest, plan: Plan) -> Manifest:
+def _save(target: Path, source: Path, engine: Manifest, plan: Plan, kernels: KernelFiles | None) -> Manifest:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
@@ -196,7 +211,11 @@ def _save(target: Path, source: Path, engine: Manifest, plan: Plan) -> Manifest:
         for name in engine.files:
             if name != MODEL:
                 shutil.copyfile(source / name, partial / name)
-        digests = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
+        if kernels is not None:
+            (partial / KERNELS).mkdir()
+            kernels.copy(partial / KERNELS)
+        files = sorted(path for path in partial.rglob("*") if path.is_file())
+        digests = {path.relative_to(partial).as_posix(): _sha256(path) for path in files}
         engine = dataclasses.replace(engine, files=digests)
         engine.save(partial)
         partial.chmod(0o755)

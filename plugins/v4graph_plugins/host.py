@@ -9,7 +9,10 @@ from typing import Any
 
 from v4graph.errors import EngineError
 from v4graph.trt import installed
-from v4graph_plugins.catalogue import BUNDLE, PLUGIN_OPS, bundle_index, plugin_hashes
+from v4graph_plugins.catalogue import BUNDLE, PLUGIN_OPS, plugin_hashes
+from v4graph_plugins.cuda_driver import CudaDriver
+from v4graph_plugins.kernel_files import KernelFiles
+from v4graph_plugins.kernel_launcher import KernelLauncher
 from v4graph_plugins.plugin import Findings, plugin_classes
 from v4graph_plugins.reference_launcher import ReferenceLauncher
 
@@ -19,7 +22,7 @@ _CREATORS: dict[str, list[Any]] = {}
 
 
 class Host:
-    """The plugins of this installation; `bundle` is the folder of their kernels."""
+    """The plugins of this installation; `bundle` is the folder of its kernels."""
 
     def __init__(self, bundle: Path = BUNDLE) -> None:
         self._bundle = bundle
@@ -30,26 +33,53 @@ class Host:
         return _FINDINGS
 
     def hashes(self) -> Mapping[str, str]:
-        """Return op name -> sha256 of its contract and kernels, for every op with a plugin."""
-        return plugin_hashes(self._bundle)
+        """Return op name -> sha256 of its contract and launch plan, for every op with a plugin."""
+        return plugin_hashes()
 
-    def targets(self) -> tuple[str, ...]:
-        """Return the targets that the kernel bundle has; none without a bundle."""
-        return tuple(bundle_index(self._bundle) or ())
+    def kernels(self, gpu: str, folder: Path | None = None) -> tuple[KernelFiles, str] | None:
+        """Return the kernels for a GPU ("sm90") and their target: those in `folder`, or this installation's.
 
-    def problem(self) -> str | None:
-        """Return why the plugins cannot run on a GPU, with the way out; None if they can."""
-        if installed("torch"):
-            if not metadata.version("torch").endswith("+cpu"):
-                return None
-            return (
-                "this installation has no kernels for its plugins, and its torch, which would run their "
-                "references, is built without CUDA; install a CUDA build of torch"
+        None where neither has any for it.
+        """
+        for place in (folder, self._bundle):
+            files = KernelFiles.load(place) if place is not None else None
+            target = files.target_for(gpu) if files is not None else None
+            if files is not None and target is not None:
+                return files, target
+        return None
+
+    def targets(self, folder: Path | None = None) -> tuple[str, ...]:
+        """Return the targets that `folder` or this installation has kernels for."""
+        found = [KernelFiles.load(place) for place in (folder, self._bundle) if place is not None]
+        return tuple(dict.fromkeys(target for files in found if files for target in files.targets))
+
+    def problem(self, dtype: str, gpu: str, folder: Path | None = None) -> str | None:
+        """Return why plugins in a graph of `dtype` cannot run on a GPU, and the way out; None if they can."""
+        if dtype == "bfloat16" and self.kernels(gpu, folder) is not None:
+            return None
+        targets = self.targets(folder)
+        if dtype == "bfloat16" and targets:
+            missing = f"there are kernels for {', '.join(targets)} and none that run on {gpu}"
+            fix = "compile them for it with `v4graph kernels build` or "
+        elif dtype == "bfloat16":
+            missing, fix = "no kernels are compiled here", "compile them with `v4graph kernels build` or "
+        else:
+            missing, fix = (
+                f"the kernels compute in bfloat16 and this graph is {dtype}",
+                "export it with --dtype bf16 or ",
             )
-        return (
-            "this installation has no kernels for its plugins, and no torch to run their references with; "
-            "install torch with `pip install 'v4graph[export]'`"
-        )
+        if not installed("torch"):
+            return (
+                f"{missing}, and there is no torch to run the ops' references with; {fix}install torch with "
+                "`pip install 'v4graph[export]'`"
+            )
+        if metadata.version("torch").endswith("+cpu"):
+            return (
+                f"{missing}, and torch, which would run the ops' references, is built without CUDA; "
+                f"{fix}install a "
+                "CUDA build of torch"
+            )
+        return None
 
     @property
     def capturable(self) -> bool:
@@ -75,10 +105,16 @@ class Host:
                 )
         _CREATORS[trt.__name__] = creators
 
-    def use_launcher(self, device: str = "cuda") -> None:
-        """Choose how plugins run: the op references, as long as there are no kernels.
+    def use_launcher(self, dtype: str, gpu: str, folder: Path | None = None) -> None:
+        """Choose how plugins run in a graph of `dtype` on a GPU: its kernels, else the ops' torch references.
+
+        `folder` holds the kernels that an engine ships.
 
         Raises:
             EngineError: neither kernels nor torch are there.
         """
-        _FINDINGS.launcher = ReferenceLauncher(device)
+        found = self.kernels(gpu, folder) if dtype == "bfloat16" else None
+        if found is not None:
+            _FINDINGS.launcher = KernelLauncher(CudaDriver(*found))
+        else:
+            _FINDINGS.launcher = ReferenceLauncher("cuda")

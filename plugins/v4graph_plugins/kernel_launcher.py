@@ -17,8 +17,9 @@ _LETTERS = {"input": "p", "output": "p", "workspace": "p", "int32": "i", "float3
 class Backend(Protocol):
     """Runs single launches."""
 
-    # Whether a stream may be captured into a CUDA graph while it launches.
-    capturable: bool
+    @property
+    def capturable(self) -> bool:
+        """Whether a stream may be captured into a CUDA graph while it launches."""
 
     def signature(self, kernel: str) -> str:
         """Return a letter per parameter of a kernel: p address, i int32, f float32."""
@@ -42,7 +43,7 @@ class KernelLauncher:
     def workspace_bytes(self, spec: OpSpec, attributes: Mapping[str, Any], shapes: Sequence[Any]) -> int:
         """Return the scratch bytes that a call at most needs; `shapes` are of the inputs, largest first."""
         dtypes = ["bfloat16" if "bfloat16" in port.dtypes else port.dtypes[0] for port in spec.inputs]
-        return evaluate_plan(PLANS[spec.name], spec, attributes, shapes, dtypes).workspace
+        return plan_workspace(spec, attributes, shapes, dtypes)
 
     def launch(self, call: OpCall) -> None:
         """Enqueue the launches of one call.
@@ -84,6 +85,16 @@ class KernelLauncher:
         return ctypes.c_void_p(tensors[int(argument.value)].address)
 
 
+def plan_workspace(
+    spec: OpSpec, attributes: Mapping[str, Any], shapes: Sequence[Any], dtypes: Sequence[str]
+) -> int:
+    """Return the scratch bytes of an op's kernels at the largest shapes; 0 where kernels take no such call."""
+    floats = [dtype for port, dtype in zip(spec.inputs, dtypes, strict=True) if "bfloat16" in port.dtypes]
+    if spec.name not in PLANS or any(dtype != "bfloat16" for dtype in floats):
+        return 0
+    return evaluate_plan(PLANS[spec.name], spec, attributes, shapes, dtypes).workspace
+
+
 def _check_dtypes(call: OpCall) -> None:
     for port, tensor in zip(call.spec.inputs, call.inputs, strict=True):
         if "bfloat16" in port.dtypes and tensor.dtype != "bfloat16":
@@ -94,7 +105,9 @@ def _check_dtypes(call: OpCall) -> None:
 
 
 def _check_aliases(call: OpCall) -> None:
-    addresses = {port.name: tensor.address for port, tensor in zip(call.spec.inputs, call.inputs, strict=True)}
+    addresses = {
+        port.name: tensor.address for port, tensor in zip(call.spec.inputs, call.inputs, strict=True)
+    }
     for port, tensor in zip(call.spec.outputs, call.outputs, strict=True):
         if port.alias and tensor.address != addresses[port.alias]:
             raise EngineError(

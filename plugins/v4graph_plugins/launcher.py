@@ -45,8 +45,9 @@ class OpCall:
 class Launcher(Protocol):
     """Runs op calls on a stream."""
 
-    # Whether a stream may be captured into a CUDA graph while it launches.
-    capturable: bool
+    @property
+    def capturable(self) -> bool:
+        """Whether a stream may be captured into a CUDA graph while it launches."""
 
     def workspace_bytes(self, spec: OpSpec, attributes: Mapping[str, Any], shapes: Sequence[Any]) -> int:
         """Return the scratch bytes that a call at most needs; `shapes` are of the inputs, largest first."""

@@ -14,6 +14,7 @@ import numpy as np
 from v4graph.errors import EngineError
 from v4graph.ops import OpSpec, Port
 from v4graph_plugins.expressions import Dim, expression
+from v4graph_plugins.kernel_launcher import plan_workspace
 from v4graph_plugins.launcher import DeviceTensor, Launcher, OpCall
 
 # Our names of dtypes are TensorRT's.
@@ -207,10 +208,10 @@ def plugin_classes(trt: Any, findings: Findings) -> tuple[type[Any], type[Any]]:
             return
 
         def get_workspace_size(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-            if findings.launcher is None:
-                return 0
+            # From the launch plan, whatever runs here: the engine may run where kernels do.
             shapes = [tuple(tensor.max) for tensor in inputs]
-            return findings.launcher.workspace_bytes(self.spec, self.attributes, shapes)
+            dtypes = [name_of(tensor.desc.type) for tensor in inputs]
+            return plan_workspace(self.spec, self.attributes, shapes, dtypes)
 
         def enqueue(
             self,

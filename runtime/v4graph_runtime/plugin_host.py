@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, Protocol
 
 from v4graph.errors import EngineError
@@ -33,19 +34,19 @@ class PluginHost(Protocol):
         """Whether a CUDA graph may be captured while the plugins run; known once a launcher is chosen."""
 
     def hashes(self) -> Mapping[str, str]:
-        """Return op name -> sha256 of its contract and kernels, for every op with a plugin."""
+        """Return op name -> sha256 of its contract and launch plan, for every op with a plugin."""
 
-    def targets(self) -> tuple[str, ...]:
-        """Return the targets that the kernels run on; none if there are no kernels."""
+    def problem(self, dtype: str, gpu: str, folder: Path | None = None) -> str | None:
+        """Return why plugins in a graph of `dtype` cannot run on a GPU, one clause with its fix; None if they can.
 
-    def problem(self) -> str | None:
-        """Return why the plugins cannot run on a GPU, as one clause with its fix; None if they can."""
+        `folder` holds the kernels that the engine ships.
+        """
 
     def register(self, trt: Any) -> None:
         """Register every creator with a TensorRT module; later calls do nothing."""
 
-    def use_launcher(self, device: str = "cuda") -> None:
-        """Choose how the plugins run."""
+    def use_launcher(self, dtype: str, gpu: str, folder: Path | None = None) -> None:
+        """Choose how the plugins run, as for `problem`."""
 
 
 def find_host() -> PluginHost | None:

@@ -82,7 +82,7 @@ def prepare(directory: Path, manifest: Manifest, batch: int, options: TrtOptions
     machine = trt_checks.this_machine()
     trt_checks.check_plugins(directory, record, machine.host)
     trt_checks.check_gpu(directory, record, machine, options.device)
-    trt_checks.check_kernels(directory, record, machine, options.device)
+    trt_checks.check_kernels(directory, manifest, machine, options.device)
     tensorrt = trt_checks.load_tensorrt(directory, record, machine, options.tensorrt)
     host = machine.host if record.plugins else None
     return Loadable(directory, manifest, record.profiles, batch, options, tensorrt, host, machine)
@@ -156,7 +156,9 @@ class TrtBackend:
         host = loadable.host
         if host is not None:
             host.register(loadable.tensorrt.module)
-            host.use_launcher("cuda")
+            gpu = loadable.machine.gpus[loadable.options.device].target
+            kernels = trt_checks.kernels_of(loadable.directory)
+            host.use_launcher(loadable.manifest.dtype, gpu, kernels)
             host.findings.take()
         return TrtEngine(
             loadable.directory,

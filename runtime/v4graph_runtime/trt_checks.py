@@ -22,6 +22,8 @@ from v4graph_runtime.engine import check_file
 from v4graph_runtime.plugin_host import PluginHost, find_host
 from v4graph_runtime.trt_engine import PLAN
 
+# Folder of the kernels that an engine ships.
+KERNELS = "kernels"
 CHOICES: dict[str, Choice] = {"tensorrt": "full", "tensorrt_rtx": "rtx"}
 
 
@@ -115,7 +117,7 @@ def check_plugins(directory: Path, record: TensorRTBuild, host: PluginHost | Non
         if found != plugin.sha256:
             raise EngineError(
                 f"{directory}: built with plugin {plugin.op} {plugin.sha256[:12]}, the installed one is "
-                f"{found[:12]} (its contract or kernels changed); {rebuild(directory, record)}."
+                f"{found[:12]} (its contract or launch plan changed); {rebuild(directory, record)}."
             )
 
 
@@ -156,23 +158,23 @@ def _rebuild_for(directory: Path, record: TensorRTBuild, target: str) -> str:
     return rebuild(directory, dataclasses.replace(record, package="tensorrt"), (target,))
 
 
-def check_kernels(directory: Path, record: TensorRTBuild, machine: Machine, index: int) -> None:
+def kernels_of(directory: Path) -> Path | None:
+    """Return the folder of the kernels that an engine ships, None if it ships none."""
+    folder = directory / KERNELS
+    return folder if folder.is_dir() else None
+
+
+def check_kernels(directory: Path, manifest: Manifest, machine: Machine, index: int) -> None:
     """Refuse plugins that cannot run on the GPU.
 
     Raises:
-        EngineError: the installation has no way to run them, or kernels for other targets only.
+        EngineError: neither the engine nor the installation has a way to run them.
     """
-    if machine.host is None or not record.plugins:
+    if machine.host is None or manifest.tensorrt is None or not manifest.tensorrt.plugins:
         return
-    problem = machine.host.problem()
+    problem = machine.host.problem(manifest.dtype, machine.gpus[index].target, kernels_of(directory))
     if problem is not None:
         raise EngineError(f"{directory}: {problem}.")
-    kernels, here = machine.host.targets(), machine.gpus[index]
-    if kernels and PORTABLE not in kernels and here.target not in kernels:
-        raise EngineError(
-            f"{directory}: the plugins have kernels for {', '.join(kernels)}, GPU {index} is {here.target} "
-            f"({here.name}); compile them for it with `make kernels`, then {rebuild(directory, record)}."
-        )
 
 
 def load_tensorrt(

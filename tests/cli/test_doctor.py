@@ -166,10 +166,10 @@ def test_plugins_are_asked_whether_they_run(monkeypatch: pytest.MonkeyPatch) -> 
     def broken() -> Any:
         raise RuntimeError("no kernels.json\n  in a stack")
 
-    assert answer(lambda: types.SimpleNamespace(problem=lambda: "no kernels; build them")) == (
+    assert answer(lambda: types.SimpleNamespace(problem=lambda _dtype, _gpu: "no kernels; build them")) == (
         "no kernels; build them"
     )
-    assert answer(lambda: types.SimpleNamespace(problem=lambda: None)) is None
+    assert answer(lambda: types.SimpleNamespace(problem=lambda _dtype, _gpu: None)) is None
     assert answer(broken) == "no kernels.json; install v4graph again"
     monkeypatch.setattr("importlib.metadata.entry_points", lambda **_where: [])
     assert "with `pip install -e .` in the checkout" in str(doctor_backends._plugin_problem())

@@ -156,12 +156,25 @@ def test_portable_stands_alone(nano_graph: Path, tmp_path: Path) -> None:
 
 
 def test_target_that_the_kernel_bundle_lacks(nano_graph: Path, tmp_path: Path) -> None:
-    index = {"targets": {"sm89": {}, "sm120": {}}}
+    index = {
+        "format": 1,
+        "ptx_isa": "9.0",
+        "kernels": {},
+        "targets": {"sm89": {"files": {}}, "sm120": {"files": {}}},
+    }
     (tmp_path / "index.json").write_text(json.dumps(index))
     assert str(failure(nano_graph, tmp_path, "sm86", bundle=tmp_path)) == (
-        "--target sm86: the kernel bundle has sm120, sm89; choose among these, or compile the bundle for "
+        "--target sm86: the kernel bundle has sm89, sm120; choose among these, or compile the kernels for "
         "it with "
-        "`make kernels`."
+        "`v4graph kernels build sm86`."
+    )
+
+
+def test_a_damaged_bundle_is_named(nano_graph: Path, tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_text("{}")
+    assert str(failure(nano_graph, tmp_path, "sm86", bundle=tmp_path)) == (
+        f"{tmp_path / 'index.json'}: not an index of kernels (format 1 expected); compile them again with "
+        "`v4graph kernels build`."
     )
 
 

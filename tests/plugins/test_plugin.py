@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -139,13 +140,22 @@ def test_host_registers_once_and_hashes_every_plugin(tensorrt: TensorRT) -> None
         assert registry.get_creator(spec.name, str(spec.version), "") is not None
 
 
-def test_host_says_what_its_plugins_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_says_what_its_plugins_lack(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    host = Host(tmp_path)
     monkeypatch.setattr(host_module.metadata, "version", lambda _name: "2.13.0+cpu")
-    assert "its torch, which would run their references, is built without CUDA" in (Host().problem() or "")
+    assert host.problem("bfloat16", "sm90") == (
+        "no kernels are compiled here, and torch, which would run the ops' references, is built without "
+        "CUDA; "
+        "compile them with `v4graph kernels build` or install a CUDA build of torch"
+    )
+    assert host.problem("float32", "sm90") == (
+        "the kernels compute in bfloat16 and this graph is float32, and torch, which would run the ops' "
+        "references, is built without CUDA; export it with --dtype bf16 or install a CUDA build of torch"
+    )
     monkeypatch.setattr(host_module.metadata, "version", lambda _name: "2.13.0")
-    assert Host().problem() is None
+    assert host.problem("bfloat16", "sm90") is None
     monkeypatch.setattr(host_module, "installed", lambda _name: False)
-    assert "no torch to run their references with" in (Host().problem() or "")
+    assert "there is no torch to run the ops' references with" in (host.problem("bfloat16", "sm90") or "")
 
 
 def test_device_tensor_counts_bytes() -> None:

@@ -23,7 +23,7 @@ def test_the_distribution_declares_a_host_that_keeps_the_protocol(monkeypatch: p
     install(monkeypatch, value)
     host: Any = find_host()
     wanted = {name for name in vars(plugin_host.PluginHost) if not name.startswith("_")}
-    assert wanted == {"findings", "capturable", "hashes", "targets", "problem", "register", "use_launcher"}
+    assert wanted == {"findings", "capturable", "hashes", "problem", "register", "use_launcher"}
     assert all(hasattr(host, name) for name in wanted)
     assert host.findings.take() == []
 

@@ -85,7 +85,7 @@ def test_plugins_are_registered_and_given_a_launcher(
 ) -> None:
     with Session(engine_dir, weights):
         assert toy.host.registered is toy.trt
-        assert toy.host.launcher == "cuda"
+        assert toy.host.launcher == ("float32", "sm89", None)
 
 
 def test_only_the_captured_context_compiles_for_its_shapes_at_once(

@@ -82,7 +82,7 @@ def test_a_plugin_that_is_not_the_one_built_with_is_refused(
     toy.host.known = {"V4WindowAttention": "2" * 64}
     assert refusal() == (
         "DIR: built with plugin V4WindowAttention 111111111111, the installed one is 222222222222 (its "
-        f"contract or kernels changed); {REBUILD}."
+        f"contract or launch plan changed); {REBUILD}."
     )
 
 
@@ -108,20 +108,14 @@ def test_plugins_that_cannot_run_say_why(toy: ToyMachine, refusal: Callable[...,
     assert refusal() == "DIR: its kernels are not compiled; run `make kernels`."
 
 
-def test_kernels_for_other_gpus_are_refused(toy: ToyMachine, refusal: Callable[..., str]) -> None:
-    toy.host.kernels = ("sm80", "sm120")
-    assert refusal() == (
-        "DIR: the plugins have kernels for sm80, sm120, GPU 0 is sm89 (NVIDIA L40S); compile them for it "
-        f"with `make kernels`, then {REBUILD}."
-    )
-
-
-@pytest.mark.parametrize("kernels", [("sm89",), ("portable",)])
-def test_kernels_for_this_gpu_or_any_are_accepted(
-    engine_dir: Path, toy: ToyMachine, weights: ToyWeights, kernels: tuple[str, ...]
+def test_plugins_are_asked_about_this_gpu_and_the_kernels_that_the_engine_ships(
+    engine_dir: Path, toy: ToyMachine, weights: ToyWeights
 ) -> None:
-    toy.host.kernels = kernels
     Session(engine_dir, weights).close()
+    assert toy.host.asked == ("float32", "sm89", None)
+    (engine_dir / "kernels").mkdir()
+    Session(engine_dir, weights).close()
+    assert toy.host.asked == ("float32", "sm89", engine_dir / "kernels")
 
 
 def test_an_op_that_updates_a_state_needs_its_plugin(engine_dir: Path, refusal: Callable[..., str]) -> None:

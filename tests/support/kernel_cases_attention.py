@@ -49,9 +49,7 @@ def cases() -> Iterator[KernelCase]:
 def _compressed(window: dict[str, float]) -> Iterator[KernelCase]:
     op, attributes = "V4CompressedAttention", {"window": 128, "ratio": 128, "scale": SCALE}
     for tokens, start, num in ((1, (126, 127, 1000), (1, 1, 1)), (9, (250,), (9,)), (5, (0, 510), (5, 0))):
-        yield KernelCase(
-            OpCase(op, {"S": tokens, "H": 4, "L": 136, "N": 8, **WIDTH}, attributes, start, num)
-        )
+        yield KernelCase(OpCase(op, {"S": tokens, "H": 4, "L": 136, "N": 8, **WIDTH}, attributes, start, num))
     # The last entry of the cache, and more closed blocks than it has.
     full = {"S": 2, "H": 20, "L": 136, "N": 3, **WIDTH}
     yield KernelCase(OpCase(op, full, attributes, (383, 900), (2, 2)))

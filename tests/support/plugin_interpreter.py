@@ -87,7 +87,7 @@ class Interpreter:
             kind = self.numpy_dtypes[dtype]
             nbytes = int(np.prod(shape)) * kind.itemsize
             outputs.append(aligned(nbytes).view(kind).reshape(shape) if source < 0 else arrays[source])
-        largest = [SimpleNamespace(max=array.shape) for array in arrays]
+        largest = [SimpleNamespace(max=array.shape, desc=self._desc(array)) for array in arrays]
         workspace = aligned(plugin.get_workspace_size(largest, []))
         plugin.on_shape_change(descs, [])
         plugin.enqueue(

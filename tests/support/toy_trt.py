@@ -88,27 +88,25 @@ class NoFindings:
 @dataclass
 class FakeHost:
     known: Mapping[str, str] = field(default_factory=lambda: {"V4WindowAttention": HASH})
-    kernels: tuple[str, ...] = ()
     trouble: str | None = None
     capturable: bool = True
     findings: NoFindings = field(default_factory=NoFindings)
     registered: Any = None
-    launcher: str = ""
+    asked: Any = None
+    launcher: Any = None
 
     def hashes(self) -> Mapping[str, str]:
         return self.known
 
-    def targets(self) -> tuple[str, ...]:
-        return self.kernels
-
-    def problem(self) -> str | None:
+    def problem(self, dtype: str, gpu: str, folder: Path | None = None) -> str | None:
+        self.asked = (dtype, gpu, folder)
         return self.trouble
 
     def register(self, trt: Any) -> None:
         self.registered = trt
 
-    def use_launcher(self, device: str = "cuda") -> None:
-        self.launcher = device
+    def use_launcher(self, dtype: str, gpu: str, folder: Path | None = None) -> None:
+        self.launcher = (dtype, gpu, folder)
 
 
 @dataclass

@@ -17,6 +17,7 @@ from v4graph.cli.doctor import doctor
 from v4graph.cli.engine import evaluate, run
 from v4graph.cli.export import export
 from v4graph.cli.inspect import inspect
+from v4graph.cli.kernels import kernels
 from v4graph.errors import V4GraphError
 
 
@@ -60,5 +61,5 @@ def main() -> None:
     """
 
 
-for _command in (export, build, run, evaluate, inspect, init, pack, doctor):
+for _command in (export, build, run, evaluate, inspect, init, pack, doctor, kernels):
     main.add_command(_command)

@@ -137,7 +137,9 @@ def _plugin_problem() -> str | None:
         )
     try:
         host: Any = next(iter(found)).load()()
-        problem: str | None = host.problem()
+        present = gpus()
+        # Without a GPU: whether what is installed would run on one.
+        problem: str | None = host.problem("bfloat16", present[0].target if present else "sm80")
     except Exception as error:  # whatever a plugin package raises on import
         return f"{ort.first_line(error)}; install v4graph again"
     return problem

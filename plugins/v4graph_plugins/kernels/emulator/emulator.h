@@ -263,3 +263,11 @@ template <int N>
 inline void cp_async_wait() { emu::finish_copies(N); }
 
 inline uint4 load16_once(const void* address) { return *static_cast<const uint4*>(address); }
+
+// Byte i of the result is byte (selector >> 4i & 7) of `low` (0 to 3) and `high` (4 to 7).
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+  const unsigned long long bytes = static_cast<unsigned long long>(high) << 32 | low;
+  unsigned result = 0;
+  for (int i = 0; i < 4; ++i) result |= unsigned(bytes >> (selector >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+  return result;
+}

@@ -1,0 +1,124 @@
+"""Fills the tables of docs/kernels.md: launches, bytes, FLOPs and floors per op, and what is implemented.
+
+`python benchmarks/kernel_floors.py` rewrites what stands between the markers of the page; the rest of it is
+written by hand. Needs no GPU. Measured times are those of benchmarks/h200, where there are any.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import click
+from kernel_calls import Workload, distinct_calls
+
+from v4graph.config import ModelConfig
+from v4graph.launch import PLANS
+from v4graph.launch.calls import Call
+from v4graph.launch.cost import COSTS
+from v4graph.ops import OpSpec
+from v4graph_plugins.catalogue import PLUGIN_OPS
+
+REPO = Path(__file__).resolve().parents[1]
+PAGE = REPO / "docs" / "kernels.md"
+BODIES = REPO / "export" / "v4graph_export" / "bodies"
+COPY_GB_S, BF16_TFLOP_S = 4300, 790
+TARGETS = ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120", "sm121", "ptx")
+WORKLOADS = (Workload("decode B=1 4K", 1, 1, 4096), Workload("prefill 2K", 1, 2048, 0))
+
+
+def floor_us(call: Call, context: int) -> tuple[int, int, float]:
+    """Return bytes, FLOPs and the microseconds below which an H200 cannot do them."""
+    nbytes, flops = COSTS[call.op].of(call, context)
+    return nbytes, flops, max(nbytes / COPY_GB_S / 1e3, flops / BF16_TFLOP_S / 1e6)
+
+
+def measured() -> Mapping[tuple[str, str, str], float]:
+    """Return microseconds of Flash calls by (workload, op, role), from the newest H200 record."""
+    found = {}
+    for path in sorted((REPO / "benchmarks").glob("h200/**/kernels.json")):
+        for row in json.loads(path.read_text())["rows"]:
+            if row["model"] == "flash":
+                found[row["workload"], row["op"], row["role"]] = row["microseconds"]
+    return found
+
+
+def _amount(value: float, unit: str) -> str:
+    for prefix, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {prefix}{unit}"
+    return f"{value:.0f} {unit}"
+
+
+def floors() -> str:
+    """Return the table of floors at Flash's shapes."""
+    config, times = ModelConfig.load("flash"), measured()
+    lines = []
+    for work in WORKLOADS:
+        lines += [
+            f"**Flash, {work.name}**",
+            "",
+            "| op | for | launches | bytes | FLOPs | floor us | measured us |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for call in distinct_calls(config, work):
+            nbytes, flops, floor = floor_us(call, work.context)
+            time = times.get((work.name, call.op, call.role))
+            launches = len(call.launches(PLANS).launches)
+            lines.append(
+                f"| {call.op} | {call.role} | {launches} | {_amount(nbytes, 'B')} | "
+                f"{_amount(flops, 'FLOP')} | "
+                f"{floor:.2f} | {'-' if time is None else f'{time:.1f}'} |"
+            )
+        lines.append("")
+    return "\n".join(lines).strip()
+
+
+def has_body(spec: OpSpec) -> bool:
+    """Whether a function body of the op ships with the exporter."""
+    return any(re.fullmatch(rf"{spec.name}(__\w+)?", p.stem.split(".")[0]) for p in BODIES.glob("*.onnx"))
+
+
+def kernels_of(spec: OpSpec) -> Iterable[str]:
+    """Return the kernels that an op's plan may launch."""
+    return dict.fromkeys(step.kernel for step in PLANS[spec.name].steps)
+
+
+def coverage() -> str:
+    """Return which op has which implementation; tests hold every cell."""
+    lines = [
+        f"| op | torch reference | body in onnxruntime | kernels, emulated in CI | {' | '.join(TARGETS)} |",
+        "|---" * (4 + len(TARGETS)) + "|",
+    ]
+    for spec in PLUGIN_OPS:
+        names = ", ".join(f"`{kernel.partition('.')[2]}`" for kernel in kernels_of(spec))
+        body = "yes" if has_body(spec) else "no"
+        lines.append(f"| {spec.name} | yes | {body} | {names} | {' | '.join(['yes'] * len(TARGETS))} |")
+    return "\n".join(lines)
+
+
+TABLES = {"floors": floors, "coverage": coverage}
+
+
+def filled(text: str) -> str:
+    """Return a page with every table between `<!-- name -->` and `<!-- /name -->` made anew."""
+    for name, make in TABLES.items():
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        text = re.sub(pattern, lambda m, make=make: f"{m[1]}{make()}\n{m[2]}", text, flags=re.S)
+    return text
+
+
+@click.command(help=__doc__)
+def main() -> None:
+    """Rewrite the page."""
+    text = filled(PAGE.read_text())
+    partial = PAGE.with_suffix(".partial")
+    partial.write_text(text)
+    partial.replace(PAGE)
+    click.echo(f"wrote {PAGE.relative_to(REPO)}")
+
+
+if __name__ == "__main__":
+    main()
