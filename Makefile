@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.v4graph-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu lint format type nano bodies clean
+.PHONY: help setup demo test test-slow kernels gpu-kernels test-gpu bench-gpu lint format type nano bodies clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,11 +32,23 @@ test: setup ## The fast tests (no GPU; at most 8 minutes on 2 cores)
 test-slow: setup ## The slow proofs (no GPU; at most 17 minutes on 2 cores)
 	$(BIN)/pytest -q -m "slow and not gpu" tests
 
-# Where the GPU is, packages may come with the machine: without .venv the tests run in PYTHON's environment.
-GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+kernels: setup ## Compile the CUDA kernels for every target (needs nvcc 13.0, no GPU); TARGETS= chooses
+	$(BIN)/v4graph kernels build $(TARGETS)
 
-test-gpu: ## The tests that need an NVIDIA GPU
-	PYTHONPATH=.:export:plugins:runtime $(GPU_PYTHON) -m pytest -q -rs -m gpu tests
+# Where the GPU is, packages may come with the machine: without .venv these run in PYTHON's environment.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+GPU_RUN := PYTHONPATH=.:export:plugins:runtime:tests/support $(GPU_PYTHON)
+GPU_NAME = $(shell $(GPU_RUN) -c 'from v4graph.gpu import gpus; print(*(gpu.target for gpu in gpus()[:1]))')
+BENCH_OUT ?= benchmarks/$(or $(GPU_NAME),no-gpu)
+
+gpu-kernels:
+	$(if $(GPU_NAME),$(GPU_RUN) -m v4graph.cli kernels build $(GPU_NAME))
+
+test-gpu: gpu-kernels ## The tests that need an NVIDIA GPU (8 minutes on an H200, with bench-gpu)
+	$(GPU_RUN) -m pytest -q -rs -m gpu tests
+
+bench-gpu: gpu-kernels ## Time every op's kernels beside torch and the GPU's ceilings; BENCH_OUT= chooses the folder
+	$(GPU_RUN) benchmarks/kernels.py --out $(BENCH_OUT)
 
 lint: setup ## ruff: lint and formatting
 	$(BIN)/ruff check .

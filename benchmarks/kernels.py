@@ -27,9 +27,9 @@ from v4graph.launch import PLANS
 from v4graph.launch.calls import Call
 from v4graph.launch.cost import COSTS
 from v4graph.ops.tolerance import mismatch
-from v4graph_plugins.catalogue import BUNDLE
 from v4graph_plugins.cuda_driver import CudaDriver
 from v4graph_plugins.emulator import Emulator
+from v4graph_plugins.host import Host
 from v4graph_plugins.kernel_launcher import KernelLauncher
 from v4graph_plugins.launcher import DeviceTensor, OpCall
 
@@ -86,7 +86,11 @@ class Gpu:
     def __init__(self) -> None:
         torch.set_default_device("cuda")
         self.name = torch.cuda.get_device_name()
-        self.launcher = KernelLauncher(CudaDriver(BUNDLE))
+        target = f"sm{''.join(map(str, torch.cuda.get_device_capability()))}"
+        found = Host().kernels(target)
+        if found is None:
+            raise click.ClickException(f"no kernels for {target}; compile them with `make kernels`.")
+        self.launcher = KernelLauncher(CudaDriver(*found))
 
     def stream(self) -> int:
         """Return the stream that calls go to."""
