@@ -51,7 +51,7 @@ class KernelFiles:
     @property
     def targets(self) -> tuple[str, ...]:
         """The targets that the folder has kernels for."""
-        return tuple(self.index["targets"])
+        return tuple(sorted(self.index["targets"], key=lambda t: 10_000 if t == PORTABLE else number(t)))
 
     def target_for(self, gpu: str) -> str | None:
         """Return the target whose kernels a GPU runs, None if there is none.

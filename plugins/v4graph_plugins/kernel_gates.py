@@ -69,8 +69,8 @@ def _compiled(files: KernelFiles) -> Iterator[str]:
     for target, part in files.index["targets"].items():
         for unit, file in part["files"].items():
             for kernel, used in file.get("resources", {}).items():
-                if used["spill_stores"] or used["spill_loads"]:
-                    yield (f"{unit}.{kernel}: spills {used['spill_stores']} bytes of registers on {target}")
+                if stored := used["spill_stores"] + used["spill_loads"]:
+                    yield f"{unit}.{kernel}: moves {stored} bytes of spilled registers on {target}"
                 if used["shared"] > 1024:
                     yield f"{unit}.{kernel}: has static shared memory on {target}; use dynamic"
 

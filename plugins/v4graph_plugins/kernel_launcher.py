@@ -88,7 +88,7 @@ class KernelLauncher:
 def plan_workspace(
     spec: OpSpec, attributes: Mapping[str, Any], shapes: Sequence[Any], dtypes: Sequence[str]
 ) -> int:
-    """Return the scratch bytes of an op's kernels at the largest shapes; 0 where kernels take no such call."""
+    """Return the scratch bytes of an op's kernels at the largest shapes; 0 where none take such a call."""
     floats = [dtype for port, dtype in zip(spec.inputs, dtypes, strict=True) if "bfloat16" in port.dtypes]
     if spec.name not in PLANS or any(dtype != "bfloat16" for dtype in floats):
         return 0

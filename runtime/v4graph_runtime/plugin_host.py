@@ -37,7 +37,7 @@ class PluginHost(Protocol):
         """Return op name -> sha256 of its contract and launch plan, for every op with a plugin."""
 
     def problem(self, dtype: str, gpu: str, folder: Path | None = None) -> str | None:
-        """Return why plugins in a graph of `dtype` cannot run on a GPU, one clause with its fix; None if they can.
+        """Return why plugins in a graph of `dtype` cannot run on a GPU, with the fix; None if they can.
 
         `folder` holds the kernels that the engine ships.
         """

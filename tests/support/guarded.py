@@ -14,7 +14,7 @@ _NONE = 0
 
 
 class Guarded:
-    """`nbytes` of memory, filled with 0xff (NaN as a float), 16-byte aligned, at most 15 bytes before the guard."""
+    """`nbytes` of memory full of 0xff (NaN as a float), 16-byte aligned, under 16 bytes before the guard."""
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes

@@ -7,6 +7,7 @@ import kernel_cases_compress
 import kernel_cases_hyper
 import kernel_cases_index
 import kernel_cases_linear
+import kernel_cases_moe
 import kernel_cases_prep
 from kernel_run import KernelCase
 
@@ -17,4 +18,5 @@ ALL_CASES: tuple[KernelCase, ...] = (
     *kernel_cases_compress.cases(),
     *kernel_cases_index.cases(),
     *kernel_cases_attention.cases(),
+    *kernel_cases_moe.cases(),
 )

@@ -22,7 +22,6 @@ from v4graph_plugins.launcher import Launcher
 from v4graph_plugins.plugin import DTYPES, Findings, plugin_classes
 from v4graph_plugins.reference_launcher import ReferenceLauncher
 
-
 ALIGNMENT = 256
 
 

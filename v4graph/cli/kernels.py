@@ -31,8 +31,9 @@ def kernels() -> None:
 def build(targets: tuple[str, ...], out: Path | None, as_json: bool) -> None:
     """Compile the kernels for TARGETS (sm80, sm90, ...; all of them unless named) and to PTX.
 
-    Needs nvcc 13.0 or newer (CUDA_HOME, PATH or /usr/local/cuda) and no GPU. What is up to date is not compiled
-    again. Ends with 1 if a kernel breaks a limit: spilled registers, shared memory, or a launch plan it does not fit.
+    Needs nvcc 13.0 or newer (CUDA_HOME, PATH or /usr/local/cuda) and no GPU. What is up to date is not
+    compiled again. Ends with 1 if a kernel breaks a limit: spilled registers, shared memory, or a launch
+    plan that it does not fit.
 
     \b
     v4graph kernels build                # all targets, into the installation

@@ -5,7 +5,7 @@ Torch-free and device-free; used by the plugins' enqueue, the passes and the pla
 
 from collections.abc import Mapping
 
-from v4graph.launch import attention, compress, hyper, index, linear, prep
+from v4graph.launch import attention, compress, hyper, index, linear, moe, prep, route
 from v4graph.launch.plan import Argument, Launch, Launches, LaunchPlan, Step, evaluate_plan
 
 ALL_PLANS: tuple[LaunchPlan, ...] = (
@@ -24,6 +24,11 @@ ALL_PLANS: tuple[LaunchPlan, ...] = (
     attention.SELECTED,
     linear.GROUPED,
     linear.FP8_GROUPED,
+    route.TOPK,
+    route.HASH,
+    moe.FP4,
+    moe.FP8,
+    moe.FLOAT,
 )
 
 PLANS: Mapping[str, LaunchPlan] = {plan.op: plan for plan in ALL_PLANS}

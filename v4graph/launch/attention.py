@@ -1,14 +1,14 @@
 """Launch plans of the three attentions.
 
-A block attends one token with 16 or 32 heads. Where that leaves SMs idle, the keys are split over more blocks, and
-a second kernel adds their sums up.
+A block attends one token with 16 or 32 heads. Where that leaves SMs idle, the keys are split over more
+blocks, and a second kernel adds their sums up.
 """
 
 from __future__ import annotations
 
 from v4graph.launch.plan import LaunchPlan, Step
 
-# Streaming multiprocessors that a plan counts with: an H200's, everywhere, so that every GPU gives the same bits.
+# Streaming multiprocessors that a plan counts with: an H200's, so that every GPU gives the same bits.
 _SMS = 132
 _NEAR = ("q", "kv", "sink", "freqs", "start", "num", "ring")
 

@@ -1,8 +1,8 @@
 """Launch plans of the linear projections.
 
-Up to 8 or 32 tokens a block reads 16 rows of the weight straight to registers; more tokens go in tiles of 64. FP8
-weights take activations rounded to FP8 and reordered: in the multiplying block, where they fit its shared memory, or
-by a launch of their own.
+Up to 8 or 32 tokens a block reads 16 rows of the weight straight to registers; more tokens go in tiles of 64.
+FP8 weights take activations rounded to FP8 and reordered: in the multiplying block, where they fit its shared
+memory, or by a launch of their own.
 """
 
 from __future__ import annotations

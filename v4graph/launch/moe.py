@@ -1,114 +1,161 @@
 """Launch plans of the MoE ops: group the (token, expert) pairs, up, down, combine.
 
-A tile is up to `tile` rows of one expert; its matrices are read once. How many tiles there are is known on the
-device only, so grids cover the most there can be and empty tiles end at once.
+A tile is up to `tile` rows of one expert, whose matrices are read once for it. How many tiles there are
+is known on the device only, so grids cover the most there can be and empty tiles end at once. The shared
+expert is one more expert with all tokens for rows.
 """
 
 from __future__ import annotations
 
 from v4graph.launch.plan import LaunchPlan, Step
 
-_COMMON = {
+_FORMS = {"V4MoE": "fp4", "V4MoEFp8": "fp8", "V4MoEFloat": "float"}
+
+_LETS = {
     "T": "B*S",
     "pairs": "T*K",
-    # Rows of a tile: 1, 8 or 32 for matrices that are read for few rows each, else 64.
-    "tile": "where(T == 1, 1, where(pairs <= 4*E, 8, 32))",
-    "bound": "min(E, pairs) + pairs//tile",
-    "listed": "cdiv(T, tile) + bound",
+    # The down projections of an only token fit in one launch with their sum if its rows fit in shared memory.
+    "alone": "T == 1 and Is + K*I <= 48000",
+    "tile": "where(alone, 1, where(pairs <= 4*E, 8, where(pairs <= 16*E or T <= 32, 32, 64)))",
+    "listed": "where(alone, pairs, min(E, pairs) + pairs//tile)",
+    "every": "cdiv(T, tile) + listed",
 }
 
 
-def _plan(op: str, form: str) -> LaunchPlan:
-    quantised = form != "float"
-    kernel = f"moe.v4_moe_{form}"
-    scales = (lambda port: f"{port}_scale") if quantised else (lambda port: port)
-    sizes = {"fp4": ("1", "s1_scale_bytes"), "fp8": ("w1_scale_bytes", "s1_scale_bytes"), "float": ("0", "0")}[form]
-    grouping = ("ids", "weights", "place", "token_of", "gain_of", "tiles", "pairs", "K", "E", "tile", "bound")
-    up = (
-        *("rounded" if quantised else "u", "token_of", "gain_of", "tiles"),
-        *("w1", scales("w1"), "w3", scales("w3"), sizes[0], "s1", scales("s1"), "s3", scales("s3"), sizes[1]),
-        *("inner", "always", "T", "D", "I", "Is", "limit"),
-    )
-    down = (
-        *("inner", "always", "tiles", "w2", scales("w2"), sizes[0], "s2", scales("s2"), sizes[1]),
-        *("routed", "shared", "T", "D", "I", "Is"),
-    )
-    few = [
-        step
-        for rows in (1, 8, 32)
-        for step in (
-            Step(
-                f"{kernel}_up_{rows}",
-                grid=("max(I, Is)//16", "listed", "1"),
-                block=128,
-                args=up,
-                shared=f"4*2*{max(rows, 8)}*16*4",
-                when=f"tile == {rows}",
-            ),
-            *_rounds(f"tile == {rows}" if quantised and rows == 32 else "0"),
-            Step(
-                f"{kernel}_down_{rows}",
-                grid=("cdiv(D, 128)", "listed", "1"),
-                block=256,
-                args=down,
-                shared=f"{rows}*(max(I, Is) + 32)*2" if quantised and rows < 32 else "0",
-                when=f"tile == {rows}",
-            ),
-        )
-    ]
+def _plan(op: str) -> LaunchPlan:
+    form = _FORMS[op]
+    # Bytes of a value between two launches: the float form keeps two bf16, or a float32.
+    value = 4 if form == "float" else 2
     return LaunchPlan(
         op=op,
-        lets={**_COMMON, "blocks": "T*D//128" if quantised else "0"},
+        lets={**_LETS, "blocks": "0" if form == "float" else "T*D//128"},
         workspace={
             "place": "4*T*K",
             "token_of": "4*T*K",
             "gain_of": "4*T*K",
             "tiles": "16*(E + T*K)",
-            "rounded": "2*T*D" if quantised else "0",
-            "inner": f"{2 if quantised else 4}*T*K*I",
-            "always": f"{2 if quantised else 4}*T*Is",
-            "routed": f"{2 if quantised else 4}*T*K*D",
-            "shared": f"{2 if quantised else 4}*T*D",
+            "rounded": "0" if form == "float" else "2*T*D",
+            "inner": f"{value}*T*(Is + K*I)",
+            "routed": f"{value}*T*K*D",
+            "shared": f"{value}*T*D",
         },
         needs={
             "D % 128 == 0 and I % 128 == 0 and Is % 128 == 0": "widths must be multiples of 128",
+            "I <= 4096 and Is <= 4096": "inner widths must be at most 4096",
             "E <= 512": "there must be at most 512 experts",
             "K <= 32": "a token must have at most 32 experts",
         },
-        steps=(
-            Step(
-                "moe_group.v4_moe_prepare",
-                grid=("1 + cdiv(blocks, 32)", "1", "1"),
-                block=1024,
-                args=(*grouping, "u", "rounded", "blocks"),
-                shared="32*E*4 + 256",
-            ),
-            *few,
-            Step(
-                f"moe_group.v4_moe_combine{'' if quantised else '_float'}",
-                grid=("T", "cdiv(D, 1024)", "1"),
-                block=128,
-                args=("routed", "shared", "place", "y", "K", "D"),
-                shared="128",
-            ),
+        steps=(_prepare(), *_few(form), *_tiles(form), _combine(form)),
+    )
+
+
+def _prepare() -> Step:
+    return Step(
+        "moe_group.v4_moe_prepare",
+        grid=("1 + cdiv(blocks, 64)", "1", "1"),
+        block=1024,
+        args=(
+            *("ids", "weights", "place", "token_of", "gain_of", "tiles", "pairs", "K", "E", "tile", "listed"),
+            *("u", "rounded", "blocks"),
+        ),
+        shared="32*E*4 + 256",
+    )
+
+
+def _matrices(form: str, *names: str) -> tuple[str, ...]:
+    """Arguments of matrices: each with its scales, then the bytes of a scale."""
+    if form == "float":
+        return (*(name for name in names for _ in range(2)), "0")
+    scale_bytes = "1" if f"{form}{names[0][0]}" == "fp4w" else f"{names[0]}_scale_bytes"
+    return (*(argument for name in names for argument in (name, f"{name}_scale")), scale_bytes)
+
+
+def _up(form: str) -> tuple[str, ...]:
+    tokens = "u" if form == "float" else "rounded"
+    matrices = (*_matrices(form, "w1", "w3"), *_matrices(form, "s1", "s3"))
+    return (tokens, "token_of", "gain_of", "tiles", *matrices, "inner", "T", "D", "I", "Is", "limit")
+
+
+def _down(form: str) -> tuple[str, ...]:
+    return ("inner", "tiles", *_matrices(form, "w2"), *_matrices(form, "s2"))
+
+
+def _few(form: str) -> tuple[Step, ...]:
+    """Where experts have few rows."""
+    up = [
+        Step(
+            f"moe.v4_moe_{form}_up_{rows}",
+            grid=("max(I, Is)//16", "every", "1"),
+            block=128,
+            args=_up(form),
+            shared=f"4*2*{max(rows, 8)}*16*4",
+            when=f"tile == {rows}",
+        )
+        for rows in (1, 8, 32)
+    ]
+    rounded = Step(
+        "moe_group.v4_moe_round",
+        grid=("cdiv(T*(Is + K*I)//128, 16)", "1", "1"),
+        block=256,
+        args=("inner", "T*(Is + K*I)//128"),
+        when="tile == 32",
+    )
+    one = Step(
+        f"moe.v4_moe_{form}_down_1",
+        grid=("D//16", "1", "1"),
+        block=256,
+        args=(*_down(form), "y", "K", "D", "I", "Is"),
+        shared="(K + 2)*64" if form == "float" else "(K + 2)*64 + (Is + K*I)*2",
+        when="tile == 1",
+    )
+    down = [
+        Step(
+            f"moe.v4_moe_{form}_down_{rows}",
+            grid=("D//128", "every", "1"),
+            block=256,
+            args=(*_down(form), "routed", "shared", "T", "D", "I", "Is"),
+            shared="8*(max(I, Is) + 32)*2" if form != "float" and rows == 8 else "0",
+            when=f"tile == {rows}",
+        )
+        for rows in (8, 32)
+    ]
+    return (*up, *(() if form == "float" else (rounded,)), one, *down)
+
+
+def _tiles(form: str) -> tuple[Step, ...]:
+    """Where experts have many rows."""
+    shared = "2*64*160*2"
+    return (
+        Step(
+            f"moe_tiles.v4_moe_{form}_up_64",
+            grid=("max(I, Is)//128", "every", "1"),
+            block=256,
+            args=_up(form),
+            shared=shared,
+            when="tile == 64",
+        ),
+        Step(
+            f"moe_tiles.v4_moe_{form}_down_64",
+            grid=("cdiv(D, 256)", "every", "1"),
+            block=256,
+            args=(*_down(form), "routed", "shared", "T", "D", "I", "Is"),
+            shared=shared,
+            when="tile == 64",
         ),
     )
 
 
-def _rounds(when: str) -> tuple[Step, ...]:
-    """Round the inner products to FP8 in place."""
-    return tuple(
-        Step(
-            "moe_group.v4_moe_round",
-            grid=(f"cdiv({rows}*{width}//128, 8)", "1", "1"),
-            block=256,
-            args=(buffer, f"{rows}*{width}//128"),
-            when=when,
-        )
-        for buffer, rows, width in (("inner", "pairs", "I"), ("always", "T", "Is"))
+def _combine(form: str) -> Step:
+    return Step(
+        f"moe_group.v4_moe_combine{'_float' if form == 'float' else ''}",
+        grid=("T", "cdiv(D, 1024)", "1"),
+        block=128,
+        args=("routed", "shared", "place", "y", "K", "D"),
+        shared="128",
+        when="tile > 1",
     )
 
 
-FP4 = _plan("V4MoE", "fp4")
-FP8 = _plan("V4MoEFp8", "fp8")
-FLOAT = _plan("V4MoEFloat", "float")
+FP4 = _plan("V4MoE")
+FP8 = _plan("V4MoEFp8")
+FLOAT = _plan("V4MoEFloat")

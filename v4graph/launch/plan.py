@@ -154,7 +154,7 @@ def evaluate_plan(
             return Argument("workspace", offsets[text])
         if spec.attributes.get(text) is float:
             return Argument("float32", float(attributes[text]))
-        return Argument("int32", evaluate(text, here))
+        return Argument("int32", _int32(spec, evaluate(text, here)))
 
     launches: list[Launch] = []
     for group in _groups(plan.steps):
@@ -163,12 +163,21 @@ def evaluate_plan(
             for step in group:
                 if not evaluate(step.when, here):
                     continue
-                x, y, z = (evaluate(text, here) for text in step.grid)
+                x, y, z = (_int32(spec, evaluate(text, here)) for text in step.grid)
                 if x * y * z:
                     arguments = tuple(argument(text, here) for text in step.args)
                     shared = evaluate(step.shared, here)
                     launches.append(Launch(step.kernel, (x, y, z), step.block, shared, arguments))
     return Launches(tuple(launches), total)
+
+
+def _int32(spec: OpSpec, value: int) -> int:
+    if abs(value) >= 2**31:
+        raise EngineError(
+            f"{spec.name}: one call has too many tokens for its kernels, whose sizes are int32; lower "
+            "--max-batch-size or --max-input-len."
+        )
+    return value
 
 
 def _groups(steps: Sequence[Step]) -> list[list[Step]]:

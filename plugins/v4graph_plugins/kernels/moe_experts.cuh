@@ -1,0 +1,77 @@
+// What the expert kernels share: where an expert's matrices lie, and its activation. Source: spec section 3.
+#pragma once
+#include "moe_rows.cuh"
+
+// Matrices of one shape one after the other, an expert each; scales are not read in bf16.
+struct Matrices {
+  const void* codes;
+  const void* scales;
+  int scale_bytes;
+};
+
+template <Format F>
+DEVICE Weights expert_weights(const Matrices& m, int expert, int rows, int columns) {
+  const long values = long(rows) * columns;
+  const long bytes = F == Format::BF16 ? 2 * values : F == Format::FP8 ? values : values / 2;
+  const long scales = F == Format::BF16  ? 0
+                      : F == Format::FP8 ? long((rows + 127) / 128) * (columns / 128) * m.scale_bytes
+                                         : values / 32;
+  return {static_cast<const unsigned char*>(m.codes) + expert * bytes,
+          static_cast<const unsigned char*>(m.scales) + expert * scales, m.scale_bytes, rows, columns};
+}
+
+// The shared expert is FP8 where the routed experts are quantised.
+template <Format F>
+constexpr Format ALWAYS = F == Format::BF16 ? Format::BF16 : Format::FP8;
+
+// silu(min(gate, limit)) * clamp(value) * gain; the sigmoid as the reference spells it.
+DEVICE float swiglu(float gate, float value, float gain, float limit) {
+  gate = fminf(gate, limit);
+  value = fminf(fmaxf(value, -limit), limit);
+  return gate * (1.f / (1.f + expf(-gate))) * value * gain;
+}
+
+// Rows of one expert that a block works on: of the shared expert, whose rows are the tokens, or `count` rows from
+// `first` on in expert order.
+struct Tile {
+  bool always;
+  int expert, first, count;
+};
+
+// Tile number i: first those of the shared expert, `rows` tokens each, then those of the list, some of them empty.
+DEVICE Tile pick_tile(const int4* tiles, int i, int T, int rows) {
+  const int shared = (T + rows - 1) / rows;
+  if (i < shared) return {true, 0, i * rows, min(rows, T - i * rows)};
+  const int4 tile = tiles[i - shared];
+  return {false, tile.x, tile.y, tile.z};
+}
+
+// Round `blocks` blocks of 128 values to FP8, in pair order; `from` and `to` give the address of a block's values. For
+// all threads of a block.
+template <class From, class To>
+DEVICE void round_blocks(long blocks, From from, To to) {
+  const int halves = blockDim.x / 16, channel = threadIdx.x % 16 * 8;
+  for (long first = 0; first < blocks; first += halves) {
+    const long block = first + threadIdx.x / 16;
+    const bool there = block < blocks;
+    const uint4 rounded = round_eight(there ? load16(from(block) + channel) : make_uint4(0, 0, 0, 0));
+    if (there) store16(to(block) + channel, rounded);
+  }
+}
+
+// Value as an expert gives it: quantised forms round to bf16.
+template <Format F>
+DEVICE float round_as(float value) {
+  return F == Format::BF16 ? value : round_bf16(value);
+}
+
+// Inner products lie in one buffer: those of the shared expert [T, Is], then the routed ones [T * K, I]. In the float
+// form a row is twice as wide: a value is the sum of two bf16, the second `width` channels further on.
+template <Format F>
+constexpr int PARTS = F == Format::BF16 ? 2 : 1;
+
+template <Format F, class T>
+DEVICE T* inner_row(T* inner, const Tile& tile, long row, int tokens, int I, int Is) {
+  const long values = tile.always ? row * Is : long(tokens) * Is + row * I;
+  return inner + values * PARTS<F>;
+}
