@@ -57,9 +57,8 @@ DEVICE void few_tokens(const Product& p, Out* y) {
   const bf16* tokens[NT];
 #pragma unroll
   for (int n = 0; n < NT; ++n) {
-    const int token = 8 * n + lane / 4;
-    const bf16* row = PREPARE == Prepare::NOTHING ? p.row(token, group) : shared_rows + token * (p.K + 32);
-    tokens[n] = token < p.T ? row : nullptr;
+    const int token = min(8 * n + lane / 4, p.T - 1);
+    tokens[n] = PREPARE == Prepare::NOTHING ? p.row(token, group) : shared_rows + token * (p.K + 32);
   }
   RowsLane<F> from[1];
   from[0].point(p.weights(), row0);
@@ -96,8 +95,7 @@ DEVICE void many_tokens(const Product& p, Out* y) {
   const bf16* tokens[4];
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
-    const int token = token0 + threadIdx.x / 16 + 16 * j;
-    tokens[j] = token < p.T ? p.row(token, group) : nullptr;
+    tokens[j] = p.row(min(token0 + static_cast<int>(threadIdx.x) / 16 + 16 * j, p.T - 1), group);
   }
   RowsLane<F> from[2];
   from[0].point(p.weights(), min(group * group_rows + first, p.O - 1) / 16 * 16);

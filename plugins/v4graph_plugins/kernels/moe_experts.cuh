@@ -1,6 +1,6 @@
 // What the expert kernels share: where an expert's matrices lie, and its activation. Source: spec section 3.
 #pragma once
-#include "moe_rows.cuh"
+#include "rows.cuh"
 
 // Matrices of one shape one after the other, an expert each; scales are not read in bf16.
 struct Matrices {

@@ -3,9 +3,9 @@
 //
 // The weights are the 16-row operand of mma.m16n8k16, the activations its 8 columns. Both sides take the channels of a
 // 128-wide block in an order that lets a lane load 16 consecutive bytes of a weight row straight into its fragment, so
-// a weight is decoded once per block. Products are exact and summed in float32; FP8 block scales multiply the sum of
-// their block. In the quantised forms activations are values rounded to FP8, 1x128, and lie in "pair order": of eight
-// consecutive channels 0 4 1 5 2 6 3 7, because two codes 4 apart decode into the halves of one word.
+// a weight is decoded once per block. Products are exact and summed in float32. In the quantised forms activations are
+// values rounded to FP8, 1x128, and lie in "pair order": of eight consecutive channels 0 4 1 5 2 6 3 7, because two
+// codes 4 apart decode into the halves of one word.
 #pragma once
 #include "rounding.cuh"
 
@@ -52,22 +52,23 @@ struct RawBlock {
   unsigned scale[2];             // FP4: the byte; FP8: byte or float bits, in [0]
 };
 
-// Where a lane reads 16 rows of a matrix; rows past the last are the last.
+// Where a lane reads rows row0 + lane / 4 and 8 further on (row0 a multiple of 16); rows past the last are the last.
 template <Format F>
 struct RowsLane {
-  const unsigned char* codes[2];
-  const unsigned char* scales[2];
+  const unsigned char* codes;
+  const unsigned char* scales;
+  int gap;  // values between the two rows
   int scale_bytes;
+  float unit;  // FP8: the scale of the last block, which sums are in units of
 
   DEVICE void point(const Weights& w, int row0) {
-    const int group = threadIdx.x % 32 / 4, part = threadIdx.x % 4, blocks = w.columns / 128;
+    const int part = threadIdx.x % 4, blocks = w.columns / 128, row = min(row0 + int(threadIdx.x) % 32 / 4, w.rows - 1);
+    gap = (min(row0 + int(threadIdx.x) % 32 / 4 + 8, w.rows - 1) - row) * w.columns;
     scale_bytes = w.scale_bytes;
-    for (int half = 0; half < 2; ++half) {
-      const long row = min(row0 + group + 8 * half, w.rows - 1);
-      codes[half] = w.codes + row * blocks * (64 * LOADS<F>) + 16 * part;
-      if (F == Format::FP4) scales[half] = w.scales + row * blocks * 4 + part;
-      if (IS_FP8<F>) scales[half] = w.scales + row / 128 * blocks * scale_bytes;
-    }
+    unit = 0.f;
+    codes = w.codes + long(row) * blocks * (64 * LOADS<F>) + 16 * part;
+    if (F == Format::FP4) scales = w.scales + long(row) * blocks * 4 + part;
+    if (IS_FP8<F>) scales = w.scales + long(row / 128) * blocks * scale_bytes;
   }
 
   DEVICE void load(RawBlock<F>& raw, int block) const {
@@ -75,12 +76,12 @@ struct RowsLane {
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
       for (int j = 0; j < LOADS<F>; ++j) {
-        raw.codes[half][j] = load16_once(codes[half] + (block * LOADS<F> + j) * 64L);
+        raw.codes[half][j] = load16_once(codes + half * (gap / 2 * LOADS<F>) + (block * LOADS<F> + j) * 64);
       }
-      if (F == Format::FP4) raw.scale[half] = scales[half][4 * block];
+      if (F == Format::FP4) raw.scale[half] = scales[half * (gap / 32) + 4 * block];
     }
     if (IS_FP8<F>) {
-      raw.scale[0] = scale_bytes == 1 ? scales[0][block] : reinterpret_cast<const unsigned*>(scales[0])[block];
+      raw.scale[0] = scale_bytes == 1 ? scales[block] : reinterpret_cast<const unsigned*>(scales)[block];
     }
   }
 
@@ -99,12 +100,6 @@ DEVICE int piece_channels(int i, int part) {
   return F == Format::FP4 ? 4 * part + i : IS_FP8<F> ? 8 * (i / 2) + 2 * part + i % 2 : 4 * i + part;
 }
 
-// Byte i of `a` and of `b` on top of the low and the high half.
-DEVICE unsigned bytes_on_top(unsigned a, unsigned b, int i) {
-  return (i == 0 ? a << 8 & 0xff00u : i == 1 ? a & 0xff00u : i == 2 ? a >> 8 & 0xff00u : a >> 16 & 0xff00u) |
-         (i == 0 ? b << 24 : i == 1 ? b << 16 & 0xff000000u : i == 2 ? b << 8 & 0xff000000u : b & 0xff000000u);
-}
-
 // Piece i of the weights as bf16 pairs, in pair order.
 template <Format F>
 DEVICE void decode_piece(unsigned (&pairs)[4], const RawBlock<F>& raw, int half, int i) {
@@ -115,8 +110,8 @@ DEVICE void decode_piece(unsigned (&pairs)[4], const RawBlock<F>& raw, int half,
     const unsigned a = word_of(raw.codes[half][i / 2], i % 2 * 2), b = word_of(raw.codes[half][i / 2], i % 2 * 2 + 1);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const unsigned top = bytes_on_top(a, b, j);
-      // The exponent field lands in bf16's, 120 too small.
+      // A byte of each on top of a half; the exponent field lands in bf16's, 120 too small.
+      const unsigned top = __byte_perm(a, b, 0x4400 + j * 0x1111);
       pairs[j] = mul_bf16x2((top & 0x80008000u) | (top >> 4 & 0x07f007f0u), 0x7b807b80u);
     }
   } else {
@@ -140,58 +135,83 @@ DEVICE void scale_pairs(unsigned (&pairs)[4], float scale) {
 }
 
 // Products of one 128-wide block, added to sums (the mma's fragments: token 8n + 2 (lane % 4) + i % 2, row lane / 4 +
-// 8 (i / 2)). `piece_of(n, i)` loads piece i of token 8n + lane / 4; `scale` is for FP8_ROUNDED.
+// 8 (i / 2)). `piece_of(n, i)` loads piece i of token 8n + lane / 4.
 template <Format F, int M, int NT, class PieceOf>
-DEVICE void multiply_block(float (&sums)[M][NT][4], const RawBlock<F> (&raw)[M], PieceOf piece_of, float scale) {
+DEVICE void multiply_block(float (&sums)[M][NT][4], const RawBlock<F> (&raw)[M], const RowsLane<F> (&from)[M],
+                           PieceOf piece_of) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    uint4 x[NT];
-#pragma unroll
-    for (int n = 0; n < NT; ++n) x[n] = piece_of(n, i);
+    unsigned low[M][4], high[M][4];
 #pragma unroll
     for (int m = 0; m < M; ++m) {
       unsigned a[4], b[4];
       decode_piece<F>(a, raw[m], 0, i);
       decode_piece<F>(b, raw[m], 1, i);
-      if (F == Format::FP8_ROUNDED) scale_pairs(a, scale), scale_pairs(b, scale);
-      const unsigned low[4] = {a[0], b[0], a[1], b[1]}, high[4] = {a[2], b[2], a[3], b[3]};
+      if constexpr (F == Format::FP8_ROUNDED) {
+        scale_pairs(a, from[m].scale(raw[m]));
+        scale_pairs(b, from[m].scale(raw[m]));
+      }
 #pragma unroll
-      for (int n = 0; n < NT; ++n) {
-        const unsigned first[2] = {x[n].x, x[n].y}, second[2] = {x[n].z, x[n].w};
-        mma_bf16(sums[m][n], low, first);
-        mma_bf16(sums[m][n], high, second);
+      for (int j = 0; j < 2; ++j) {
+        low[m][2 * j] = a[j], low[m][2 * j + 1] = b[j];
+        high[m][2 * j] = a[2 + j], high[m][2 * j + 1] = b[2 + j];
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < NT; ++n) {
+      const uint4 x = piece_of(n, i);
+      const unsigned first[2] = {x.x, x.y}, second[2] = {x.z, x.w};
+#pragma unroll
+      for (int m = 0; m < M; ++m) {
+        mma_bf16(sums[m][n], low[m], first);
+        mma_bf16(sums[m][n], high[m], second);
       }
     }
   }
 }
 
-// The same, with an FP8 block's scale; a matrix after the other, for the registers' sake.
+template <int NT>
+DEVICE void scale_sums(float (&sums)[NT][4], float factor) {
+#pragma unroll
+  for (int n = 0; n < NT; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums[n][i] *= factor;
+  }
+}
+
+// The same for FP8, whose sums are in units of the last block's scale: one set of sums, where adding up each block
+// apart would take two. Blocks with scale 0 add nothing.
 template <Format F, int M, int NT, class PieceOf>
-DEVICE void add_block(float (&sums)[M][NT][4], const RawBlock<F> (&raw)[M], const RowsLane<F> (&from)[M],
-                      PieceOf piece_of) {
-  if constexpr (IS_FP8<F>) {
+DEVICE void add_block(float (&sums)[M][NT][4], RawBlock<F> (&raw)[M], RowsLane<F> (&from)[M], PieceOf piece_of) {
 #pragma unroll
-    for (int m = 0; m < M; ++m) {
+  for (int m = 0; m < M; ++m) {
+    if constexpr (F == Format::FP8) {
       const float scale = from[m].scale(raw[m]);
-      const RawBlock<F> one[1] = {raw[m]};
-      float here[1][NT][4] = {};
-      multiply_block<F, 1, NT>(here, one, piece_of, scale);
-#pragma unroll
-      for (int n = 0; n < NT; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) sums[m][n][i] += F == Format::FP8 ? here[0][n][i] * scale : here[0][n][i];
+      if (scale == 0.f) {
+        for (int i = 0; i < 4; ++i) raw[m].codes[i / 2][i % 2] = make_uint4(0, 0, 0, 0);
+      } else if (scale != from[m].unit) {
+        scale_sums<NT>(sums[m], from[m].unit / scale);
+        from[m].unit = scale;
       }
     }
-  } else {
-    multiply_block<F, M, NT>(sums, raw, piece_of, 1.f);
+  }
+  multiply_block<F, M, NT>(sums, raw, from, piece_of);
+}
+
+// Sums as they are meant.
+template <Format F, int M, int NT>
+DEVICE void finish_sums(float (&sums)[M][NT][4], const RowsLane<F> (&from)[M]) {
+  if constexpr (F == Format::FP8 || F == Format::FP4) {
+#pragma unroll
+    for (int m = 0; m < M; ++m) scale_sums<NT>(sums[m], F == Format::FP8 ? from[m].unit : FP4_TOO_SMALL);
   }
 }
 
-// Add to sums the products of rows (of token 8n + lane / 4, or null for none) with 16 rows of M matrices, over the
+// Add to sums the products of rows (of token 8n + lane / 4) with 16 rows of M matrices, over the
 // 128-wide blocks first, first + step, ... below `blocks`. AHEAD of them are under way to registers; `ready` runs when
 // the first are on their way, and may set the rows. FP4 sums are FP4_TOO_SMALL times too small.
 template <Format F, int AHEAD, int M, int NT, class Ready>
-DEVICE void multiply_few(float (&sums)[M][NT][4], const RowsLane<F> (&from)[M], const bf16* const (&rows)[NT],
+DEVICE void multiply_few(float (&sums)[M][NT][4], RowsLane<F> (&from)[M], const bf16* const (&rows)[NT],
                          int first, int step, int blocks, Ready ready) {
   RawBlock<F> raw[AHEAD][M];
 #pragma unroll
@@ -203,13 +223,14 @@ DEVICE void multiply_few(float (&sums)[M][NT][4], const RowsLane<F> (&from)[M], 
   }
   ready();
   const int part = threadIdx.x % 4;
+#pragma unroll 1
   for (int base = first; base < blocks; base += AHEAD * step) {
 #pragma unroll
     for (int d = 0; d < AHEAD; ++d) {
       const int block = base + d * step, next = block + AHEAD * step;
       if (block >= blocks) break;
       add_block<F, M, NT>(sums, raw[d], from, [&](int n, int i) {
-        return rows[n] ? load16(rows[n] + block * 128 + 8 * piece_channels<F>(i, part)) : make_uint4(0, 0, 0, 0);
+        return load16(rows[n] + block * 128 + 8 * piece_channels<F>(i, part));
       });
 #pragma unroll
       for (int m = 0; m < M; ++m) {
@@ -217,6 +238,7 @@ DEVICE void multiply_few(float (&sums)[M][NT][4], const RowsLane<F> (&from)[M], 
       }
     }
   }
+  finish_sums<F, M, NT>(sums, from);
 }
 
 // ---- 64 rows, in shared memory two blocks at a time ----
@@ -225,41 +247,44 @@ constexpr int TILE_ROWS = 64, TILE_WARPS = 8;
 constexpr int TILE_STRIDE = 160;  // bf16 of a row's block and padding: neighbouring rows do not share banks
 constexpr int TILE_BYTES = TILE_ROWS * TILE_STRIDE * 2;
 
-// Begin to copy block number `block` of the 64 rows; each of 256 threads has four rows (null: zeros), 16 apart. Pieces
+// Begin to copy block number `block` of the 64 rows; each of 256 threads has four rows, 16 apart. Pieces
 // are placed as they are read: piece i of the four parts together.
 template <Format F>
 DEVICE void copy_tile(bf16* to, const bf16* const (&rows)[4], int block) {
   const int i = threadIdx.x % 16 / 4, part = threadIdx.x % 4, row = threadIdx.x / 16;
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
-    const bf16* source = rows[j] ? rows[j] + block * 128 + 8 * piece_channels<F>(i, part) : to;
-    cp_async16(to + (row + 16 * j) * TILE_STRIDE + 8 * (4 * i + part), source, rows[j] != nullptr);
+    cp_async16(to + (row + 16 * j) * TILE_STRIDE + 8 * (4 * i + part),
+               rows[j] + block * 128 + 8 * piece_channels<F>(i, part));
   }
   cp_async_commit();
 }
 
-// Add to sums the products of 64 rows with 16 rows of two matrices per warp, over all blocks. Shared memory: 2 *
-// TILE_BYTES, free for the block at the end.
+// Add to sums (zero, but for BF16) the products of 64 rows with 16 rows of two matrices per warp, over all blocks.
+// Shared memory: 2 * TILE_BYTES, free for the block at the end.
 template <Format F>
-DEVICE void multiply_tile(float (&sums)[2][8][4], const RowsLane<F> (&from)[2], const bf16* const (&rows)[4],
-                          int blocks) {
+DEVICE void multiply_tile(float (&sums)[2][8][4], RowsLane<F> (&from)[2], const bf16* const (&rows)[4], int blocks) {
   bf16* shared = reinterpret_cast<bf16*>(shared_memory());
   const int lane = threadIdx.x % 32;
-  RawBlock<F> raw[2];
+  RawBlock<F> raw[2], next[2];
   from[0].load(raw[0], 0);
   from[1].load(raw[1], 0);
   copy_tile<F>(shared, rows, 0);
+#pragma unroll 1
   for (int block = 0; block < blocks; ++block) {
     cp_async_wait<0>();
     __syncthreads();
     const bool more = block + 1 < blocks;
-    if (more) copy_tile<F>(shared + (block + 1) % 2 * (TILE_BYTES / 2), rows, block + 1);
-    RawBlock<F> next[2];
-    if (more) from[0].load(next[0], block + 1);
-    if (more) from[1].load(next[1], block + 1);
+    if (more) {
+      copy_tile<F>(shared + (block + 1) % 2 * (TILE_BYTES / 2), rows, block + 1);
+      from[0].load(next[0], block + 1);
+      from[1].load(next[1], block + 1);
+    }
     const bf16* mine = shared + block % 2 * (TILE_BYTES / 2) + lane / 4 * TILE_STRIDE + lane % 4 * 8;
     add_block<F, 2, 8>(sums, raw, from, [&](int n, int i) { return load16(mine + 8 * n * TILE_STRIDE + 32 * i); });
-    if (more) raw[0] = next[0], raw[1] = next[1];
+    raw[0] = next[0];
+    raw[1] = next[1];
   }
+  finish_sums<F, 2, 8>(sums, from);
   __syncthreads();
 }
