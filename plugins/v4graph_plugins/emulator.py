@@ -126,7 +126,7 @@ class Emulator:
 
 @functools.cache
 def compile_unit(name: str, sources: Path = KERNELS, cache: Path = CACHE) -> EmulatedUnit:
-    """Compile a unit for the CPU, or load it from the cache.
+    """Compile a unit of a folder for the CPU, or load it from the cache.
 
     Raises:
         EngineError: g++ is missing or refuses the source (its words are in the detail).
@@ -135,23 +135,25 @@ def compile_unit(name: str, sources: Path = KERNELS, cache: Path = CACHE) -> Emu
     if not unit.is_file():
         known = ", ".join(sorted(path.stem for path in sources.glob("*.cu")))
         raise EngineError(f"{unit.name}: no such unit of kernels; there are {known}.")
-    files = [unit, *sorted(sources.glob("*.cuh")), *sorted((sources / "emulator").iterdir())]
+    headers = (*sources.glob("*.cuh"), *KERNELS.glob("*.cuh"), *(KERNELS / "emulator").iterdir())
+    files = [unit, *sorted(headers)]
     digest = hashlib.sha256(" ".join(FLAGS).encode())
     for path in files:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     library = cache / f"{name}-{digest.hexdigest()[:24]}.so"
     if not library.is_file():
-        _compile(unit, sources / "emulator" / "emulator.cpp", library)
+        _compile(unit, library)
     return EmulatedUnit(name, library)
 
 
-def _compile(unit: Path, runtime: Path, library: Path) -> None:
+def _compile(unit: Path, library: Path) -> None:
     compiler = shutil.which("g++")
     if compiler is None:
         raise EngineError("the kernel emulator needs g++ (12 or newer); install it with `apt install g++`.")
     library.parent.mkdir(parents=True, exist_ok=True)
     partial = library.with_name(f"{library.name}.{os.getpid()}")
-    command = [compiler, *FLAGS, "-o", str(partial), "-x", "c++", str(unit), str(runtime)]
+    sources = ["-x", "c++", str(unit), str(KERNELS / "emulator" / "emulator.cpp")]
+    command = [compiler, *FLAGS, f"-I{KERNELS}", "-o", str(partial), *sources]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise EngineError(

@@ -63,7 +63,7 @@ DEVICE void few_tokens(const Product& p, Out* y) {
   RowsLane<F> from[1];
   from[0].point(p.weights(), row0);
   float sums[1][NT][4] = {};
-  constexpr int AHEAD = NT > 1 ? 1 : F == Format::BF16 ? 2 : 3;
+  constexpr int AHEAD = NT > 1 || F == Format::BF16 ? 1 : 3;
   multiply_few<F, AHEAD, 1, NT>(sums, from, tokens, warp, WARPS, p.K / 128, [&] {
     if (PREPARE != Prepare::NOTHING) prepare_shared<PREPARE == Prepare::ROUND>(p, group);
   });
