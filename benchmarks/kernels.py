@@ -275,6 +275,7 @@ def write(out: Path, rows: list[Row], top: Ceilings, device: str) -> None:
 @click.option(
     "--limit-s", default=420.0, show_default=True, help="Start no measurement after this many seconds."
 )
+@click.option("--experts", type=int, help="Shrink the models to this many experts, for small memories.")
 @click.option("--emulate", is_flag=True, help="Try this script on the emulator, without a GPU.")
 def main(
     models: tuple[str, ...],
@@ -282,6 +283,7 @@ def main(
     chosen: tuple[str, ...],
     out: Path,
     limit_s: float,
+    experts: int | None,
     emulate: bool,
 ) -> None:
     """Measure and write."""
@@ -291,7 +293,8 @@ def main(
     works = [work for work in WORKLOADS if not chosen or any(text in work.name for text in chosen)]
     for work in works:
         for model in models:
-            for call in distinct_calls(ModelConfig.load(model), work):
+            config = ModelConfig.load(model).shrink(experts=experts)
+            for call in distinct_calls(config, work):
                 if call.key in seen or (only and call.op not in only):
                     continue
                 if time.monotonic() - begin > limit_s:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from v4graph.errors import EngineError
 from v4graph.manifest import Manifest, Profile
+from v4graph_plugins import plugin as plugin_module
 from v4graph_plugins.build import BuildOptions, Built, build_engine
 from v4graph_plugins.catalogue import plugin_hashes
+from v4graph_plugins.kernel_files import KernelFiles
 from v4graph_plugins.lowering import lower
 from v4graph_plugins.plan import PlanOptions
 from v4graph_plugins.profiles import Limits
@@ -47,6 +53,80 @@ def test_nano_builds_with_every_op_as_a_plugin(
     for plugin in record.plugins:
         assert plugin.op.encode() in plan
     assert plugin_hashes().items() >= {plugin.op: plugin.sha256 for plugin in record.plugins}.items()
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A bundle of one unit for two targets and PTX, with bytes that stand for code."""
+    folder, targets = tmp_path / "bundle", {}
+    for target, name in (("sm80", "norm.cubin"), ("sm120", "norm.cubin"), ("portable", "norm.ptx")):
+        path = folder / target / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(target.encode())
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        targets[target] = {"files": {"norm": {"file": f"{target}/{name}", "sha256": digest}}}
+    index = {"format": 1, "ptx_isa": "9.0", "kernels": {}, "targets": targets}
+    (folder / "index.json").write_text(json.dumps(index))
+    (folder / "plans.json").write_text("[]")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("targets", "shipped"),
+    [
+        (("sm120",), {"sm120/norm.cubin"}),
+        # An Ada GPU runs Ampere's kernels.
+        (("sm89", "sm120"), {"sm80/norm.cubin", "sm120/norm.cubin"}),
+        # PTX where nothing else runs.
+        (("sm121",), {"portable/norm.ptx"}),
+        (("portable",), {"sm80/norm.cubin", "sm120/norm.cubin", "portable/norm.ptx"}),
+    ],
+)
+def test_an_engine_ships_the_kernels_of_its_targets(
+    nano_graph: Path, tmp_path: Path, bundle: Path, targets: tuple[str, ...], shipped: set[str]
+) -> None:
+    build(nano_graph, tmp_path / "engine", *targets, bundle=bundle)
+    folder = tmp_path / "engine" / "kernels"
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert found == {*shipped, "index.json", "plans.json"}
+    files = Manifest.load(tmp_path / "engine", "engine").files
+    assert {name for name in files if name.startswith("kernels/")} == {f"kernels/{name}" for name in found}
+    kernels = KernelFiles.load(folder)
+    assert kernels is not None
+    assert set(kernels.paths()) == found
+
+
+def test_a_float32_engine_ships_none(nano_exact_graph: Path, tmp_path: Path, bundle: Path) -> None:
+    build(nano_exact_graph, tmp_path / "engine", "sm120", bundle=bundle)
+    assert not (tmp_path / "engine" / "kernels").exists()
+
+
+def test_damaged_kernels_are_not_shipped(nano_graph: Path, tmp_path: Path, bundle: Path) -> None:
+    (bundle / "sm120" / "norm.cubin").write_bytes(b"damaged")
+    with pytest.raises(
+        EngineError, match=r"sm120/norm\.cubin: is missing or was changed; compile the kernels"
+    ):
+        build(nano_graph, tmp_path / "engine", "sm120", bundle=bundle)
+    assert not (tmp_path / "engine").exists()
+
+
+def test_tensorrt_is_asked_for_the_workspace_of_the_largest_call(
+    nano_graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, int] = {}
+    original = plugin_module.plan_workspace
+
+    def record(spec: Any, attributes: Any, shapes: Any, dtypes: Any) -> int:
+        size = original(spec, attributes, shapes, dtypes)
+        asked[spec.name] = max(size, asked.get(spec.name, 0))
+        return size
+
+    monkeypatch.setattr(plugin_module, "plan_workspace", record)
+    build(nano_graph, tmp_path / "engine", "sm120", limits=Limits(batch=2, input_len=64))
+    # nano: 4 layers; hyper-connections keep 25 sums of 4 slices for each of 128 tokens.
+    assert asked["V4HyperPre"] == 4 * 128 * 25 * 4
+    assert asked["V4HyperPost"] == 0
+    assert asked["V4MoE"] > 0
 
 
 def test_exact_numerics_build_in_float32(nano_exact_graph: Path, tmp_path: Path) -> None:
@@ -107,7 +187,7 @@ def test_profiles_and_capacity_come_from_the_limits(nano_graph: Path, tmp_path: 
 
 
 def test_engine_directory_is_complete_without_the_graph(nano_graph: Path, tmp_path: Path) -> None:
-    built = build(nano_graph, tmp_path / "engine", "sm120")
+    built = build(nano_graph, tmp_path / "engine", "sm120", bundle=tmp_path / "none")
     names = {path.name for path in (tmp_path / "engine").iterdir()}
     assert names == {
         "manifest.json", "model.plan", "config.json", "generation_config.json", "tokenizer.json",
