@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.v4graph-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow kernels gpu-kernels test-gpu bench-gpu lint format type nano bodies clean
+.PHONY: help setup demo test test-slow kernels kernel-docs gpu-kernels test-gpu bench-gpu lint format type nano bodies clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,11 @@ test-slow: setup ## The slow proofs (no GPU; at most 17 minutes on 2 cores)
 
 kernels: setup ## Compile the CUDA kernels for every target (needs nvcc 13.0, no GPU); TARGETS= chooses
 	$(BIN)/v4graph kernels build $(TARGETS)
+
+kernel-docs: kernels ## Write the tables of docs/kernels.md and docs/kernel-resources.md again
+	$(BIN)/python benchmarks/kernel_floors.py
+	( sed '/^|/,$$d' docs/kernel-resources.md; $(BIN)/v4graph kernels list ) > docs/kernel-resources.partial
+	mv docs/kernel-resources.partial docs/kernel-resources.md
 
 # Where the GPU is, packages may come with the machine: without .venv these run in PYTHON's environment.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))

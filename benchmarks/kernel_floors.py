@@ -1,17 +1,20 @@
 """Fills the tables of docs/kernels.md: launches, bytes, FLOPs and floors per op, and what is implemented.
 
 `python benchmarks/kernel_floors.py` rewrites what stands between the markers of the page; the rest of it is
-written by hand. Needs no GPU. Measured times are those of benchmarks/h200, where there are any.
+written by hand. Needs no GPU. Measured times are those of an H200's kernels.json
+under benchmarks, where there is one; coverage is that of the bundle that is compiled here.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import click
+import onnx
 from kernel_calls import Workload, distinct_calls
 
 from v4graph.config import ModelConfig
@@ -19,13 +22,14 @@ from v4graph.launch import PLANS
 from v4graph.launch.calls import Call
 from v4graph.launch.cost import COSTS
 from v4graph.ops import OpSpec
-from v4graph_plugins.catalogue import PLUGIN_OPS
+from v4graph_plugins.catalogue import BUNDLE, PLUGIN_OPS
+from v4graph_plugins.kernel_files import KernelFiles
 
 REPO = Path(__file__).resolve().parents[1]
 PAGE = REPO / "docs" / "kernels.md"
 BODIES = REPO / "export" / "v4graph_export" / "bodies"
 COPY_GB_S, BF16_TFLOP_S = 4300, 790
-TARGETS = ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120", "sm121", "ptx")
+TARGETS = ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120", "sm121", "portable")
 WORKLOADS = (Workload("decode B=1 4K", 1, 1, 4096), Workload("prefill 2K", 1, 2048, 0))
 
 
@@ -36,10 +40,11 @@ def floor_us(call: Call, context: int) -> tuple[int, int, float]:
 
 
 def measured() -> Mapping[tuple[str, str, str], float]:
-    """Return microseconds of Flash calls by (workload, op, role), from the newest H200 record."""
+    """Return microseconds of Flash calls by (workload, op, role), from records of an H200."""
     found = {}
-    for path in sorted((REPO / "benchmarks").glob("h200/**/kernels.json")):
-        for row in json.loads(path.read_text())["rows"]:
+    for path in sorted((REPO / "benchmarks").glob("*/kernels.json")):
+        record = json.loads(path.read_text())
+        for row in record["rows"] if "H200" in record["device"] else ():
             if row["model"] == "flash":
                 found[row["workload"], row["op"], row["role"]] = row["microseconds"]
     return found
@@ -76,9 +81,16 @@ def floors() -> str:
     return "\n".join(lines).strip()
 
 
+@functools.cache
+def prebuilt_bodies() -> frozenset[str]:
+    """Return the ops whose exported function body ships with the exporter."""
+    functions = onnx.load(BODIES / "float32.onnx").functions
+    return frozenset(function.name.partition("__")[0] for function in functions)
+
+
 def has_body(spec: OpSpec) -> bool:
-    """Whether a function body of the op ships with the exporter."""
-    return any(re.fullmatch(rf"{spec.name}(__\w+)?", p.stem.split(".")[0]) for p in BODIES.glob("*.onnx"))
+    """Whether an op has a function body, prebuilt or written by hand."""
+    return spec.body is not None or spec.name in prebuilt_bodies()
 
 
 def kernels_of(spec: OpSpec) -> Iterable[str]:
@@ -86,16 +98,28 @@ def kernels_of(spec: OpSpec) -> Iterable[str]:
     return dict.fromkeys(step.kernel for step in PLANS[spec.name].steps)
 
 
+def compiled(spec: OpSpec, files: KernelFiles | None, target: str) -> bool:
+    """Whether the bundle has every kernel that an op's plan may launch."""
+    if files is None or target not in files.targets:
+        return False
+    units = files.index["targets"][target]["files"]
+    return all(
+        kernel in files.index["kernels"] and kernel.partition(".")[0] in units for kernel in kernels_of(spec)
+    )
+
+
 def coverage() -> str:
-    """Return which op has which implementation; tests hold every cell."""
+    """Return which op has which implementation, as it is in the bundle that is compiled here."""
+    files = KernelFiles.load(BUNDLE)
     lines = [
         f"| op | torch reference | body in onnxruntime | kernels, emulated in CI | {' | '.join(TARGETS)} |",
         "|---" * (4 + len(TARGETS)) + "|",
     ]
     for spec in PLUGIN_OPS:
         names = ", ".join(f"`{kernel.partition('.')[2]}`" for kernel in kernels_of(spec))
+        cells = ["yes" if compiled(spec, files, target) else "no" for target in TARGETS]
         body = "yes" if has_body(spec) else "no"
-        lines.append(f"| {spec.name} | yes | {body} | {names} | {' | '.join(['yes'] * len(TARGETS))} |")
+        lines.append(f"| {spec.name} | yes | {body} | {names} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

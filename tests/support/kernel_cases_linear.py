@@ -30,5 +30,7 @@ def cases() -> Iterator[KernelCase]:
         yield KernelCase(OpCase("V4GroupedOutput", sizes, {"groups": 2}, **_call(tokens)))
     # Activations that do not fit the shared memory of the block that multiplies.
     yield KernelCase(OpCase("V4Fp8Linear", {"S": 7, "K": 8192, "O": 16, "OB": 1, "KB": 64}, **_call(7)))
+    wide = {"S": 8, "H": 16, "Dh": 512, "O": 32, "K": 4096, "OB": 1, "KB": 32}
+    yield KernelCase(OpCase("V4Fp8GroupedOutput", wide, {"groups": 2}, **_call(8)))
     yield KernelCase(OpCase("V4Fp8Linear", {"S": 2, "K": 128, "O": 1, "OB": 1, "KB": 1}, start=(0, 0)))
     yield KernelCase(OpCase("V4LinearF32", {"S": 65, "K": 1152, "O": 300}, **_call(65)))

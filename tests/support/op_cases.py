@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from v4graph.launch import PLANS, Launch, evaluate_plan
 from v4graph.ops import OPS_BY_NAME, OpSpec
 from v4graph.ops.spec import evaluate_dim
 from v4graph_export.bodies import Variant
@@ -42,6 +43,19 @@ class OpCase:
         """Return the input tensors by port name."""
         generator = torch.Generator().manual_seed(seed)
         return {port.name: _tensor(self, port.name, generator) for port in self.spec.inputs}
+
+    def launches(self) -> tuple[Launch, ...]:
+        """Return what the op's plan launches for this call in a bf16 graph."""
+        shapes = [_shape(self, port.name) for port in self.spec.inputs]
+        dtypes = [
+            "bfloat16"
+            if "bfloat16" in port.dtypes
+            else self.scale
+            if "scale" in port.name
+            else port.dtypes[0]
+            for port in self.spec.inputs
+        ]
+        return evaluate_plan(PLANS[self.op], self.spec, self.attributes, shapes, dtypes).launches
 
     def reference(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Return the reference's outputs, always as a tuple."""

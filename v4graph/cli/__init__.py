@@ -61,5 +61,5 @@ def main() -> None:
     """
 
 
-for _command in (export, build, run, evaluate, inspect, init, pack, doctor, kernels):
+for _command in (export, build, run, evaluate, inspect, init, pack, kernels, doctor):
     main.add_command(_command)
