@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 @click.group()
 def kernels() -> None:
-    """Compile the CUDA kernels behind the TensorRT plugins, and list what they use."""
+    """Compile the CUDA kernels behind the TensorRT plugins, and list what they use.
+
+    \b
+    v4graph kernels build sm120
+    v4graph kernels list
+    """
 
 
 @kernels.command()
@@ -67,7 +72,12 @@ def build(targets: tuple[str, ...], out: Path | None, as_json: bool) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the bundle, or an engine's kernels/.")
 @click.option("--json", "as_json", is_flag=True, help="Print the index.")
 def list_(out: Path | None, as_json: bool) -> None:
-    """List each kernel's parameters, threads, and registers per target, as a Markdown table."""
+    """List each kernel's parameters, threads, and registers per target, as a Markdown table.
+
+    \b
+    v4graph kernels list
+    v4graph kernels list --out build/flash.engine/kernels --json
+    """
     from v4graph_plugins.catalogue import BUNDLE
     from v4graph_plugins.kernel_files import KernelFiles
 
