@@ -23,7 +23,7 @@ def kernels() -> None:
 
     \b
     v4graph kernels build sm120
-    v4graph kernels list
+    v4graph kernels list --json
     """
 
 
