@@ -28,8 +28,8 @@ DEVICE unsigned finished_pair(float even, float odd, int channel, int position, 
   return pack_bf16(even, odd);
 }
 
-// The block's position becomes the newest of its row of the ring. A chunk of S <= L - window tokens overwrites positions
-// up to start + S - 1 - L <= start - window - 1, and no query of the chunk sees one below start - window + 1.
+// The block's position becomes the newest of its row of the ring. A chunk of S <= L - window tokens overwrites
+// positions up to start + S - 1 - L <= start - window - 1, and no query of the chunk sees one below start - window + 1.
 DEVICE void write_ring_row(const Call& call, const Keys& keys, long token) {
   const long batch = token / keys.S;
   const int s = static_cast<int>(token % keys.S), part = threadIdx.x * 8;
@@ -154,7 +154,8 @@ V4_KERNEL(v4_attention_combine, 128, 8, const float* partial, const float* sink,
 }
 
 // The chunk's newest rows become the ring's: four tokens a block.
-V4_KERNEL(v4_ring_update, 256, 4, const bf16* kv, const int* start, const int* num, bf16* ring, int S, int L, int tokens) {
+V4_KERNEL(v4_ring_update, 256, 4, const bf16* kv, const int* start, const int* num, bf16* ring, int S, int L,
+          int tokens) {
   const long token = long(blockIdx.x) * 4 + threadIdx.x / 64;
   if (token >= tokens) return;
   const long batch = token / S;

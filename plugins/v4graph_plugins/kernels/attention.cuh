@@ -64,8 +64,6 @@ struct Shared {
   float* factor;   // [HM]
   int* keys;       // [LISTS][TILE]
 
-  static constexpr int BYTES = STAGES * TILE * HEAD * 2 + 8 * HM * TILE * 4 + HM * TILE * 2 + HM * 4 + LISTS * TILE * 4;
-
   DEVICE explicit Shared(unsigned char* base) {
     tiles = reinterpret_cast<bf16*>(base);
     partial = reinterpret_cast<float*>(tiles + STAGES * TILE * HEAD);

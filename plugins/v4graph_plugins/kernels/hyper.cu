@@ -105,7 +105,8 @@ DEVICE void finish_mixes(const float* partial, float* sums, int T, int K, int sl
   __syncthreads();
 }
 
-// y = rms_norm(sum_k weights[k] x[k]) for the block's token; `mixed` is shared memory of D bf16, `scratch` of 32 floats.
+// y = rms_norm(sum_k weights[k] x[k]) for the block's token; `mixed` is shared memory of D bf16, `scratch` of 32
+// floats.
 DEVICE void mix_and_norm(const bf16* x, const float* weights, const bf16* norm, bf16* y, bf16* mixed, float* scratch,
                          int D, float eps) {
   const long token = blockIdx.x;

@@ -23,7 +23,8 @@ V4_KERNEL(v4_index_prepare, 128, 8, const bf16* q, const bf16* weights, const fl
     for (int i = 0; i < 4; ++i) v[i] = round_bf16(v[i]);
     fake_fp4_128(v);
   }
-  *reinterpret_cast<uint2*>(prepared + row * WIDTH + lane * 4) = make_uint2(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]));
+  bf16* to = prepared + row * WIDTH + lane * 4;
+  *reinterpret_cast<uint2*>(to) = make_uint2(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]));
   if (lane == 0) gains[row] = round_bf16(to_float(weights[row]) * scale);
 }
 
@@ -33,7 +34,8 @@ constexpr int PARTS = 4;        // 16-byte parts of a row that a lane loads: cha
 
 // Products of 16 heads with the warp's keys. Both sides take channels in the same permuted order, so that a lane's
 // share of a row is whole 16-byte parts and nothing goes through shared memory.
-DEVICE void multiply_heads(float (&sum)[KEYS / 8][4], const bf16* heads, const uint4 (&keys)[KEYS / 8][PARTS], int count) {
+DEVICE void multiply_heads(float (&sum)[KEYS / 8][4], const bf16* heads, const uint4 (&keys)[KEYS / 8][PARTS],
+                           int count) {
   const int lane = threadIdx.x % 32, row = lane / 4;
 #pragma unroll
   for (int j = 0; j < PARTS; ++j) {
@@ -109,8 +111,6 @@ struct Selection {
   unsigned* bins;             // [BINS]
   unsigned long long* found;  // [MOST_SELECTED]: ordered score, then the complement of the index
   int* words;                 // [32 + 4]
-
-  static constexpr int BYTES = BINS * 4 + MOST_SELECTED * 8 + 36 * 4;
 
   DEVICE explicit Selection(unsigned char* base) {
     found = reinterpret_cast<unsigned long long*>(base);

@@ -86,7 +86,8 @@ DEVICE void few_tokens(const Product& p, Out* y) {
 }
 
 // Many tokens: a block takes 64 of them and 256 weight rows of a group, 32 a warp.
-// grid: token tiles, then row tiles, in x, so that neighbours share weights; groups in y. Shared memory: 2 * TILE_BYTES.
+// grid: token tiles, then row tiles, in x, so that neighbours share weights; groups in y. Shared memory: 2 *
+// TILE_BYTES.
 template <Format F, class Out>
 DEVICE void many_tokens(const Product& p, Out* y) {
   const int token_tiles = (p.T + TILE_ROWS - 1) / TILE_ROWS, lane = threadIdx.x % 32;

@@ -387,8 +387,8 @@ V4_EXPORTED const char* v4_emu_entry(int i, const char** signature, int* threads
 }
 
 // Run one launch; returns null or what went wrong.
-V4_EXPORTED const char* v4_emu_launch(int i, unsigned x, unsigned y, unsigned z, unsigned block, unsigned shared, void** arguments,
-                          unsigned long long seed, int native_e4m3) {
+V4_EXPORTED const char* v4_emu_launch(int i, unsigned x, unsigned y, unsigned z, unsigned block, unsigned shared,
+                                      void** arguments, unsigned long long seed, int native_e4m3) {
   using namespace emu;
   prepare_memory();
   entry = Entry::entries()[i];

@@ -12,13 +12,10 @@
 
 #include <algorithm>
 #include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
 #define DEVICE inline __attribute__((always_inline))
-#define __device__
-#define __forceinline__ inline
 #define V4_HAS_E4M3 (emu::state.native_e4m3)
 
 struct alignas(16) uint4 { unsigned x, y, z, w; };
@@ -85,13 +82,10 @@ inline unsigned lane() { return current->thread % 32; }
 inline Warp& warp() { return state.warps[current->thread / 32]; }
 inline bool aligned(const void* address, size_t to) { return reinterpret_cast<uintptr_t>(address) % to == 0; }
 
-using Invoke = void (*)(void**);
-
 struct Entry {
   const char* name;
   int threads;
   std::string signature;  // one letter an argument: p pointer, i int, f float
-  std::vector<char> target;
   void (*invoke)(const void* function, void** arguments);
   const void* function;
 
