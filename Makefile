@@ -50,7 +50,7 @@ gpu-kernels:
 	$(if $(GPU_NAME),$(GPU_RUN) -m v4graph.cli kernels build $(GPU_NAME))
 
 test-gpu: gpu-kernels ## The tests that need an NVIDIA GPU (8 minutes on an H200, with bench-gpu)
-	$(GPU_RUN) -m pytest -q -rs -m gpu tests
+	$(GPU_RUN) -m pytest -q -rs -o minversion=8.0 -m gpu tests/gpu
 
 bench-gpu: gpu-kernels ## Time every op's kernels beside torch and the GPU's ceilings; BENCH_OUT= chooses the folder
 	$(GPU_RUN) benchmarks/kernels.py --out $(BENCH_OUT)

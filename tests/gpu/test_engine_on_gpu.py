@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,13 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(
         not gpus(), reason="no NVIDIA GPU with a working driver (v4graph.gpu.gpus() is empty)"
+    ),
+    pytest.mark.skipif(
+        not (installed("tensorrt") or installed("tensorrt_rtx")), reason="no TensorRT is installed"
+    ),
+    pytest.mark.skipif(
+        not entry_points(group="v4graph.plugins"),
+        reason="a bare checkout, where no entry point names the plugins: pip install --no-deps -e .",
     ),
 ]
 CAPACITY, TOKENS = 512, 300
