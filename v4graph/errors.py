@@ -37,6 +37,10 @@ class ExportError(V4GraphError):
     """A model cannot be lowered with the requested numerics, dtype or options."""
 
 
+class PassError(V4GraphError):
+    """A graph pass is unknown, fails, or changes the numbers."""
+
+
 class EngineError(V4GraphError):
     """An engine cannot be built or opened on this machine."""
 

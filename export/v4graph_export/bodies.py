@@ -24,6 +24,7 @@ import onnx_ir as ir
 import v4graph.ops
 from v4graph.ops import ALL_OPS, DOMAIN, OPS_BY_NAME, OPSET, Port
 from v4graph.ops.spec import evaluate_dim
+from v4graph.ops.variant import has_scale, variant_name
 from v4graph.passes.facts import plain_name
 from v4graph_export.functions import OPSETS, FakeInput, canonicalise, to_function, trace, walk
 
@@ -63,6 +64,7 @@ _ATTRIBUTES: Mapping[str, int | float] = {
 }
 _STRUCTURAL: Mapping[str, tuple[dict[str, Any], ...]] = {
     "V4HyperPre": ({"iters": 20},),
+    "V4HyperPostPre": ({"iters": 20},),
     "V4AttentionPrep": ({"quantise": 0}, {"quantise": 1}),
     "V4IndexTopK": ({"quantise": 0}, {"quantise": 1}),
     "V4Compress": (
@@ -87,15 +89,7 @@ class Variant:
     @property
     def name(self) -> str:
         """Function name in a portable file: the op, then `__` and a tag that backends strip."""
-        tags = [f"{key}_{value}" for key, value in self.structural]
-        if self.scale == "float32" and _has_scale(self.op):
-            tags.append("scale_float32")
-        return "__".join([self.op, "_".join(tags)]) if tags else self.op
-
-
-def _has_scale(op: str) -> bool:
-    ports = [port for port in OPS_BY_NAME[op].inputs if set(port.dtypes) == {"int8", "float32"}]
-    return bool(ports)
+        return variant_name(OPS_BY_NAME[self.op], dict(self.structural), self.scale)
 
 
 def variant_of(node: ir.Node, dtype: str, scale: str) -> Variant:
@@ -109,7 +103,7 @@ def build_body(variant: Variant) -> ir.Function:
     """Trace the reference, or parse the hand-written text, of one variant."""
     spec = OPS_BY_NAME[variant.op]
     if spec.body is not None:
-        return _parse(spec.body({"dtype": variant.dtype}), variant)
+        return _parse(spec.body({"dtype": variant.dtype, **dict(variant.structural)}), variant)
     structural = dict(variant.structural)
     parameters = {k: _ATTRIBUTES[k] for k in spec.attributes if k not in structural}
     inputs = [_fake_input(port, variant) for port in spec.inputs]
@@ -156,7 +150,7 @@ def _parse(text: str, variant: Variant) -> ir.Function:
 def shipped_variants(dtype: str) -> Iterator[Variant]:
     """Yield the variants of the shipped set; unquantised code paths exist in float32 only."""
     for spec, scale in itertools.product(ALL_OPS, ("int8", "float32")):
-        if scale == "float32" and not _has_scale(spec.name):
+        if scale == "float32" and not has_scale(spec):
             continue
         for structural in _STRUCTURAL.get(spec.name, ({},)):
             exact = structural.get("quantise") in (0, "none")

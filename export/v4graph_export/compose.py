@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -10,6 +10,7 @@ import onnx_ir as ir
 from v4graph.config import Layer, ModelConfig
 from v4graph.manifest import Binding, State, TensorContract
 from v4graph.ops import DOMAIN
+from v4graph.passes.run import Pass, apply
 from v4graph_export.bindings import LAYER_PREFIX, head_bindings, layer_bindings
 from v4graph_export.bodies import attach_bodies
 from v4graph_export.flavour import Flavour
@@ -61,8 +62,8 @@ def layer_functions(recipe: Recipe, progress: Progress) -> dict[str, ir.Function
     return functions
 
 
-def compose(recipe: Recipe, progress: Progress) -> ir.Model:
-    """Build the whole model, with the body of every custom op it uses."""
+def compose(recipe: Recipe, progress: Progress, passes: Sequence[Pass] = ()) -> ir.Model:
+    """Build the whole model, run `passes` on it, and add the body of every custom op it uses."""
     layers = layer_functions(recipe, progress)
     progress("trace the head", len(layers), len(layers) + 2)
     functions = [
@@ -71,10 +72,15 @@ def compose(recipe: Recipe, progress: Progress) -> ir.Model:
         head_function(recipe.config, recipe.flavour, all_logits=recipe.all_logits),
     ]
     progress("compose", len(layers) + 1, len(layers) + 2)
-    bodies = attach_bodies(functions, recipe.flavour.dtype, recipe.flavour.scale_dtype)
     graph = _Composer(recipe).build()
+    model = ir.Model(graph, ir_version=IR_VERSION, functions=functions, producer_name="v4graph")
+    # Before the bodies are there: they need no passes, and fused ops bring their own.
+    for one in passes:
+        apply(one, model)
+    bodies = attach_bodies(list(model.functions.values()), recipe.flavour.dtype, recipe.flavour.scale_dtype)
+    model.functions.update({body.identifier(): body for body in bodies})
     progress("done", len(layers) + 2, len(layers) + 2)
-    return ir.Model(graph, ir_version=IR_VERSION, functions=[*functions, *bodies], producer_name="v4graph")
+    return model
 
 
 class _Composer:

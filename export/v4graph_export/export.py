@@ -22,13 +22,14 @@ from v4graph import __version__
 from v4graph.config import ModelConfig
 from v4graph.errors import ExportError
 from v4graph.manifest import FloatType, Manifest, Numerics
-from v4graph.ops import OPS_BY_NAME, OPSET
-from v4graph.passes.facts import plain_name
+from v4graph.ops import OPSET
+from v4graph.passes import pipeline
+from v4graph.passes.graph_dir import follow, op_versions
+from v4graph.passes.run import name_of
 from v4graph_export.bindings import model_bindings, unbound
 from v4graph_export.compose import Progress, Recipe, compose
 from v4graph_export.embed import embed_weights
 from v4graph_export.flavour import Flavour, check_flavour
-from v4graph_export.functions import walk
 from v4graph_export.states import model_states, round_capacity
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class ExportOptions:
         layers: Keep only the first layers, for quick looks.
         all_logits: Output logits of every position instead of each slot's last.
         embed_weights: Write a self-contained graph with its weights beside it.
+        optimize: Run the default passes.
     """
 
     numerics: Numerics = "v4"
@@ -79,6 +81,7 @@ class ExportOptions:
     layers: int | None = None
     all_logits: bool = False
     embed_weights: bool = False
+    optimize: bool = True
 
 
 def _no_progress(_stage: str, _done: int, _total: int) -> None:
@@ -102,11 +105,13 @@ def export_graph(
     flavour = Flavour(options.numerics, options.dtype, weights)
     _check(config, flavour, source, options)
     recipe = Recipe(config, flavour, options.rollback_slack, options.all_logits)
-    model = compose(recipe, progress or _no_progress)
+    passes = pipeline.DEFAULT if options.optimize else ()
+    model = compose(recipe, progress or _no_progress, passes)
+    manifest = follow(_manifest(recipe, options, model), model, [name_of(one) for one in passes])
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        manifest = _write(partial, model, _manifest(recipe, options, model), source)
+        manifest = _write(partial, model, manifest, source)
         partial.chmod(0o755)
         if out.exists():
             out.rmdir()
@@ -155,7 +160,7 @@ def _manifest(recipe: Recipe, options: ExportOptions, model: ir.Model) -> Manife
         states=model_states(config, recipe.slack, flavour.dtype),
         bindings=model_bindings(config, flavour),
         unbound=unbound(config, flavour),
-        ops=_op_versions(model),
+        ops=op_versions(model),
         embedded_weights=options.embed_weights,
         notes=_notes(flavour),
         tools={"v4graph": __version__}
@@ -168,11 +173,6 @@ def _notes(flavour: Flavour) -> tuple[str, ...]:
     if flavour.quantised and flavour.dtype == "float32":
         return ("FP8 and FP4 quantisers are exact; the official bf16 roundings between them are left out.",)
     return ()
-
-
-def _op_versions(model: ir.Model) -> dict[str, int]:
-    used = {plain_name(node.op_type) for function in model.functions.values() for node in walk(function)}
-    return {name: OPS_BY_NAME[name].version for name in sorted(used & OPS_BY_NAME.keys())}
 
 
 def _write(folder: Path, model: ir.Model, manifest: Manifest, source: Source) -> Manifest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import kernel_cases_attention
 import kernel_cases_compress
+import kernel_cases_fused
 import kernel_cases_hyper
 import kernel_cases_index
 import kernel_cases_linear
@@ -19,4 +20,5 @@ ALL_CASES: tuple[KernelCase, ...] = (
     *kernel_cases_index.cases(),
     *kernel_cases_attention.cases(),
     *kernel_cases_moe.cases(),
+    *kernel_cases_fused.cases(),
 )

@@ -53,6 +53,14 @@ DTYPES: Mapping[str, FloatType] = {"fp32": "float32", "bf16": "bfloat16"}
 @click.option("--layers", type=click.IntRange(min=1), help="Keep only the first N layers.")
 @click.option("--all-logits", is_flag=True, help="Logits of every position, not only of each slot's last.")
 @click.option("--embed-weights", is_flag=True, help="Write a graph that any ONNX runtime runs by itself.")
+@click.option(
+    "--no-optimize",
+    "optimize",
+    flag_value=False,
+    type=bool,
+    default=True,
+    help="Leave the graph as traced; run passes with `v4graph optimize`.",
+)
 @click.option("--dry-run", is_flag=True, help="Check everything that can be checked, and write nothing.")
 @allow_unknown_option
 @json_option

@@ -5,7 +5,18 @@ Torch-free and device-free; used by the plugins' enqueue, the passes and the pla
 
 from collections.abc import Mapping
 
-from v4graph.launch import attention, compress, hyper, index, linear, moe, prep, route
+from v4graph.launch import (
+    attention,
+    compress,
+    hyper,
+    index,
+    linear,
+    moe,
+    prep,
+    prep_compress,
+    project,
+    route,
+)
 from v4graph.launch.plan import Argument, Launch, Launches, LaunchPlan, Step, evaluate_plan
 
 ALL_PLANS: tuple[LaunchPlan, ...] = (
@@ -29,6 +40,14 @@ ALL_PLANS: tuple[LaunchPlan, ...] = (
     moe.FP4,
     moe.FP8,
     moe.FLOAT,
+    hyper.POST_PRE,
+    project.WINDOW,
+    project.HCA,
+    project.CSA,
+    project.QUERY,
+    project.CSA_QUERY,
+    prep_compress.HCA,
+    prep_compress.CSA,
 )
 
 PLANS: Mapping[str, LaunchPlan] = {plan.op: plan for plan in ALL_PLANS}

@@ -51,6 +51,22 @@ class Call:
         return evaluate_plan(plans[self.op], self.spec, self.attributes, self.shapes, self.dtypes)
 
 
+def parts_of(call: Call) -> list[Call]:
+    """Return the calls that a call of a fused op stands for."""
+    ports = (*call.spec.inputs, *call.spec.outputs)
+    symbols = {**call.sizes, **call.attributes}
+    shapes: dict[str, tuple[int, ...]] = {
+        port.name: tuple(evaluate_dim(dim, symbols) for dim in port.dims) for port in ports
+    }
+    parts = []
+    for part in call.spec.parts:
+        given = {port.name: shapes[name] for port, name in zip(part.spec.inputs, part.inputs, strict=True)}
+        attributes = part.attribute_values(call.attributes)
+        shapes |= zip(part.outputs, part.spec.output_shapes(given, attributes), strict=True)
+        parts.append(Call(part.spec.name, call.role, part.spec.bind_shapes(given), attributes))
+    return parts
+
+
 @dataclass(frozen=True)
 class Chunk:
     """A step: `batch` slots with `tokens` new tokens each and room for `capacity` tokens."""

@@ -10,6 +10,9 @@ _TENSORS = (
 )
 _SIZES = ("S", "C", "CC", "R", "L", "N", "F", "overlap", "quantise", "eps")
 
+# A pool of 12 floats a thread, and scratch.
+SHARED = "512*12*4 + 128"
+
 PLAN = LaunchPlan(
     op="V4Compress",
     choices={"quantise": ("none", "kv", "index")},
@@ -31,14 +34,14 @@ PLAN = LaunchPlan(
             grid=("entries + fused*B*S", "1", "1"),
             block=512,
             args=(*_TENSORS, "entries", "closing", *_SIZES),
-            shared="512*12*4 + 128",
+            shared=SHARED,
         ),
         Step(
             "compress.v4_compress",
             grid=("B*S", "1", "1"),
             block=512,
             args=(*_TENSORS, "0", "closing", *_SIZES),
-            shared="512*12*4 + 128",
+            shared=SHARED,
             when="not fused",
         ),
     ),

@@ -7,11 +7,14 @@ FLOPs count a multiplication and an addition as two. Expressions as in launch pl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from v4graph.launch.calls import Call
+from v4graph.launch.calls import Call, parts_of
 from v4graph.launch.expression import evaluate
+from v4graph.launch.plan import ITEM_BYTES
+from v4graph.ops.fused import FUSED_OPS
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,38 @@ class Cost:
         return evaluate(self.bytes, symbols), evaluate(self.flops, symbols)
 
 
+@dataclass(frozen=True)
+class PartsCost:
+    """The cost of a fused op: its parts' together, less what they need not write, read, or read again."""
+
+    def of(self, call: Call, context: int = 0) -> tuple[int, int]:
+        """Return (bytes, FLOPs) of one call."""
+        parts = parts_of(call)
+        costs = [COSTS[part.op].of(part, context) for part in parts]
+        results = {port.name for port in call.spec.outputs}
+        seen: set[str] = set()
+        spared = 0
+        for part, made in zip(call.spec.parts, parts, strict=True):
+            for name, size in zip(part.inputs, _sizes(made), strict=True):
+                inner = name not in {port.name for port in call.spec.inputs}
+                # A value between parts is neither written nor read; what is read twice is read once.
+                spared += size * ((1 if name in results else 2) if inner else name in seen)
+                seen.add(name)
+        return sum(cost[0] for cost in costs) - spared, sum(cost[1] for cost in costs)
+
+
+def _sizes(call: Call) -> list[int]:
+    """Bytes of each input."""
+    return [
+        math.prod(shape) * ITEM_BYTES[dtype] for shape, dtype in zip(call.shapes, call.dtypes, strict=True)
+    ]
+
+
 _QO = "4*T*H*Dh"
 _NEAR = "B*(min(context, window) + S)*Dh*2"
 _WINDOW = {"keys": "min(window, context + S)"}
 
-COSTS: Mapping[str, Cost] = {
+COSTS: Mapping[str, Cost | PartsCost] = {
     "V4HyperPre": Cost("T*(8*D + 2*D + 80) + 24*4*D*4", "T*(2*24*4*D + 8*4*D)", {}),
     "V4HyperPost": Cost("T*(2*D + 16*D + 80)", "T*4*D*10", {}),
     "V4HyperHead": Cost("T*(8*D + 2*D) + 4*4*D*4", "T*(2*4*4*D + 8*4*D)", {}),
@@ -77,4 +107,5 @@ COSTS: Mapping[str, Cost] = {
     "V4MoE": Cost("hit*3*(I*D//2 + I*D//32) + 3*Is*D + 4*T*D", "6*T*D*(K*I + Is)", {"hit": "min(E, T*K)"}),
     "V4MoEFp8": Cost("hit*3*I*D + 3*Is*D + 4*T*D", "6*T*D*(K*I + Is)", {"hit": "min(E, T*K)"}),
     "V4MoEFloat": Cost("hit*6*I*D + 6*Is*D + 4*T*D", "6*T*D*(K*I + Is)", {"hit": "min(E, T*K)"}),
+    **{spec.name: PartsCost() for spec in FUSED_OPS},
 }

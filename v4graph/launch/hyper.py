@@ -19,24 +19,25 @@ def _mixes(rows: int) -> Step:
     )
 
 
+def _pre(x: str, y: str, post: str, comb: str) -> Step:
+    return Step(
+        "hyper.v4_hyper_pre",
+        grid=("T", "1", "1"),
+        block=256,
+        args=(
+            *(x, "partial", "base", "scale", "norm", y, post, comb),
+            *("T", "D", "slices", "iters", "eps", "hc_eps"),
+        ),
+        shared=_SHARED,
+    )
+
+
 PRE = LaunchPlan(
     op="V4HyperPre",
     lets=_SLICES,
     workspace={"partial": "slices*T*25*4"},
     needs=_WIDTH,
-    steps=(
-        _mixes(24),
-        Step(
-            "hyper.v4_hyper_pre",
-            grid=("T", "1", "1"),
-            block=256,
-            args=(
-                *("x", "partial", "base", "scale", "norm", "y", "post", "comb"),
-                *("T", "D", "slices", "iters", "eps", "hc_eps"),
-            ),
-            shared=_SHARED,
-        ),
-    ),
+    steps=(_mixes(24), _pre("x", "y", "post", "comb")),
 )
 
 HEAD = LaunchPlan(
@@ -66,5 +67,23 @@ POST = LaunchPlan(
             block=128,
             args=("y", "x", "post", "comb", "z", "D"),
         ),
+    ),
+)
+
+# Slices of 256 columns for 8 tokens as in `_mixes`.
+POST_PRE = LaunchPlan(
+    op="V4HyperPostPre",
+    lets=_SLICES,
+    workspace={"partial": "slices*T*25*4"},
+    needs=_WIDTH,
+    steps=(
+        Step(
+            "hyper.v4_hyper_post_mixes",
+            grid=("cdiv(T, 8)", "slices", "1"),
+            block=128,
+            args=("y", "x", "post", "comb", "z", "fn", "partial", "T", "D"),
+            shared="8*256*2",
+        ),
+        _pre("z", "h", "next_post", "next_comb"),
     ),
 )

@@ -10,13 +10,15 @@ from __future__ import annotations
 from v4graph.launch.plan import LaunchPlan, Step
 
 # Shared memory that prepared activations may take, beside the sums.
-_MOST_PREPARED = 64 << 10
+MOST_PREPARED = 64 << 10
 _TILE = "2*64*160*2"
-_WIDTH = {"K % 128 == 0": "the input width must be a multiple of 128"}
+WIDTH = {"K % 128 == 0": "the input width must be a multiple of 128"}
 
 
-def _steps(unit: str, args: tuple[str, ...], x: str = "x", when: str = "1") -> tuple[Step, ...]:
-    """Steps of one product for 8, 32 and more tokens."""
+def steps(
+    unit: str, args: tuple[str, ...], x: str = "x", when: str = "1", rows: str = "O//groups"
+) -> tuple[Step, ...]:
+    """Steps of one product for 8, 32 and more tokens; `rows`: the weight's rows in a group."""
 
     def step(tokens: str, grid: str, shared: str, condition: str) -> Step:
         return Step(
@@ -29,9 +31,9 @@ def _steps(unit: str, args: tuple[str, ...], x: str = "x", when: str = "1") -> t
         )
 
     return (
-        step("8", "cdiv(O//groups, 16)", "8*8*16*4", "T <= 8"),
-        step("32", "cdiv(O//groups, 16)", "8*32*16*4", "T > 8 and T <= 32"),
-        step("many", "cdiv(T, 64)*cdiv(O//groups, 256)", _TILE, "T > 32"),
+        step("8", f"cdiv({rows}, 16)", "8*8*16*4", "T <= 8"),
+        step("32", f"cdiv({rows}, 16)", "8*32*16*4", "T > 8 and T <= 32"),
+        step("many", f"cdiv(T, 64)*cdiv({rows}, 256)", _TILE, "T > 32"),
     )
 
 
@@ -39,13 +41,13 @@ _FLOAT_ARGS = ("weight", "y", "T", "O", "K", "groups")
 _LETS = {"T": "B*S", "groups": "1"}
 _GROUPED_ROWS = {"O % groups == 0": "the output rows must divide into the groups"}
 
-LINEAR = LaunchPlan(op="V4Linear", lets=_LETS, needs=_WIDTH, steps=_steps("linear", _FLOAT_ARGS))
-LINEAR_F32 = LaunchPlan(op="V4LinearF32", lets=_LETS, needs=_WIDTH, steps=_steps("linear_f32", _FLOAT_ARGS))
+LINEAR = LaunchPlan(op="V4Linear", lets=_LETS, needs=WIDTH, steps=steps("linear", _FLOAT_ARGS))
+LINEAR_F32 = LaunchPlan(op="V4LinearF32", lets=_LETS, needs=WIDTH, steps=steps("linear_f32", _FLOAT_ARGS))
 GROUPED = LaunchPlan(
     op="V4GroupedOutput",
     lets={"T": "B*S"},
-    needs={**_WIDTH, **_GROUPED_ROWS},
-    steps=_steps("linear", ("weight", "z", "T", "O", "K", "groups"), "o"),
+    needs={**WIDTH, **_GROUPED_ROWS},
+    steps=steps("linear", ("weight", "z", "T", "O", "K", "groups"), "o"),
 )
 
 
@@ -61,10 +63,10 @@ def _fp8(
             "T": "B*S",
             **lets,
             "row": "2*T*(K + 32)",
-            "inside": f"T <= 8 and row <= {_MOST_PREPARED}",
+            "inside": f"T <= 8 and row <= {MOST_PREPARED}",
         },
         workspace={"prepared": "T*K*groups*2"},
-        needs={**_WIDTH, **needs},
+        needs={**WIDTH, **needs},
         steps=(
             Step(
                 f"linear.v4_{kernel}_inside",
@@ -81,7 +83,7 @@ def _fp8(
                 args=(x, "prepared", "T*K*groups//8"),
                 when="not inside",
             ),
-            *_steps(kernel, args, "prepared", "not inside"),
+            *steps(kernel, args, "prepared", "not inside"),
         ),
     )
 

@@ -6,6 +6,7 @@ from v4graph.ops import (
     compress,
     expert,
     fp8_linear,
+    fused,
     grouped_output,
     hyper_head,
     hyper_post,
@@ -43,6 +44,8 @@ ALL_OPS: tuple[OpSpec, ...] = (
     expert.FP4_OP,
     expert.FP8_OP,
     expert.FLOAT_OP,
+    # Made by passes.
+    *fused.FUSED_OPS,
 )
 
 OPS_BY_NAME = {op.name: op for op in ALL_OPS}

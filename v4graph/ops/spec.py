@@ -75,6 +75,27 @@ class Port:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One call inside a fused op.
+
+    `inputs` and `outputs` name ports of the fused op, or values that one part hands to a later one. An attribute
+    is a value, or "@name" for the fused op's attribute of that name.
+    """
+
+    spec: OpSpec
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any]
+
+    def attribute_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the call's attributes in order, for the fused op's attribute `values`."""
+        return {
+            name: values[value[1:]] if isinstance(value, str) and value.startswith("@") else value
+            for name, value in ((name, self.attributes[name]) for name in self.spec.attributes)
+        }
+
+
+@dataclass(frozen=True)
 class OpSpec:
     """Contract of one custom op.
 
@@ -89,8 +110,10 @@ class OpSpec:
             the op rounds a value that it computed: an ulp before can be a step after.
         structural: Attributes that choose the code path of the reference. Each combination gets a
             body of its own; the other attributes are parameters of the body.
-        body: Returns the text of a hand-written ONNX function for a variant (`{"dtype": ...}`), used
+        body: Returns the text of a hand-written ONNX function for a variant (`{"dtype": ...}` and
+            the structural attributes), used
             instead of exporting the reference; None exports the reference.
+        parts: The calls that a fused op stands for, in order; empty for other ops.
     """
 
     name: str
@@ -103,6 +126,7 @@ class OpSpec:
     flips: float = 0.0
     structural: tuple[str, ...] = ()
     body: Callable[[Mapping[str, Any]], str] | None = None
+    parts: tuple[Part, ...] = ()
 
     def bind_shapes(self, shapes: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
         """Return the value of every symbol that the input shapes fix (plain names only).

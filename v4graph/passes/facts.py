@@ -10,6 +10,7 @@ from v4graph.ops import DOMAIN, OPS_BY_NAME, OpSpec
 
 LAYER = "v4graph.layer"  # "layers.3", "embed" or "head"
 KIND = "v4graph.layer_kind"  # "csa_topk"; the layer itself for the embedding and the head
+LAYER_PREFIX = "V4Layer_"  # of the layer functions
 
 
 def plain_name(op_type: str) -> str:

@@ -14,9 +14,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from v4graph.ops import DOMAIN
-from v4graph.passes.facts import KIND, LAYER, plain_name
+from v4graph.passes.facts import KIND, LAYER, LAYER_PREFIX, plain_name
 
-LAYER_PREFIX = "V4Layer_"
 _PREFIXES = (LAYER_PREFIX, "V4Embed", "V4Head")
 
 

@@ -5,9 +5,35 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import onnx_ir as ir
+from onnx_ir.passes import common
 
+from v4graph.ops import fused
+from v4graph.passes.defer_hyper_post import DeferHyperPost
+from v4graph.passes.fuse_ops import FuseOps
 from v4graph.passes.inline_layers import InlineLayers
+from v4graph.passes.remove_dead_states import RemoveDeadStates
 from v4graph.passes.strip_plugin_bodies import StripPluginBodies
+
+# What `v4graph export` runs, and `v4graph optimize` by default. Every pass keeps the numbers.
+DEFAULT: tuple[ir.passes.PassBase, ...] = (
+    # Phase 1. Nothing twice, nothing for nothing
+    common.DeduplicateInitializersPass(),
+    common.RemoveUnusedNodesPass(),
+    RemoveDeadStates(),
+    # Phase 2. Fewer launches: across layers, then the widest pattern of each kind first
+    DeferHyperPost(),
+    FuseOps(fused.HYPER_POST_PRE),
+    FuseOps(fused.CSA_PROJECTIONS),
+    FuseOps(fused.HCA_PROJECTIONS),
+    # Before the window's two projections, whose pattern the latent's two have as well.
+    FuseOps(fused.CSA_QUERY_PROJECTIONS),
+    FuseOps(fused.WINDOW_PROJECTIONS),
+    FuseOps(fused.QUERY_PROJECTION),
+    FuseOps(fused.CSA_PREP),
+    FuseOps(fused.HCA_PREP),
+    # Phase 3. Bodies that nothing calls any more
+    common.RemoveUnusedFunctionsPass(),
+)
 
 
 def tensorrt(plugins: Collection[str]) -> tuple[ir.passes.InPlacePass, ...]:

@@ -28,8 +28,9 @@ DEVICE float transposed_sums(float (&v)[32]) {
 
 // partial[slice][token][M + 1]: products with the M rows of fn, then the sum of squares. One block of 4 warps: M / 4
 // rows a warp, SLICE columns, SLICE_TOKENS tokens.
-template <int M>
-DEVICE void mixes(const bf16* x, const float* fn, float* partial, int T, int K) {
+// `load(t)` returns the lane's eight values of the block's token t, which is there.
+template <int M, class Load>
+DEVICE void mixes(const float* fn, float* partial, int T, int K, Load load) {
   constexpr int ROWS = M / 4, VALUES = ROWS * SLICE_TOKENS + 2;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int column = blockIdx.y * SLICE + lane * 8;
@@ -45,7 +46,7 @@ DEVICE void mixes(const bf16* x, const float* fn, float* partial, int T, int K) 
   for (int t = 0; t < SLICE_TOKENS; ++t) {
     const long token = first + t;
     const bool there = token < T && column < K;
-    const Floats8 v = unpack8(there ? load16(x + token * K + column) : make_uint4(0, 0, 0, 0));
+    const Floats8 v = unpack8(there ? load(t) : make_uint4(0, 0, 0, 0));
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
       const float4 a = rows[r][0], b = rows[r][1];
@@ -74,12 +75,50 @@ DEVICE void mixes(const bf16* x, const float* fn, float* partial, int T, int K) 
   }
 }
 
+DEVICE uint4 load_streams(const bf16* x, int t, int K) {
+  return load16(x + (long(blockIdx.x) * SLICE_TOKENS + t) * K + blockIdx.y * SLICE + threadIdx.x % 32 * 8);
+}
+
 V4_KERNEL(v4_hyper_mixes_24, 128, 4, const bf16* x, const float* fn, float* partial, int T, int K) {
-  mixes<24>(x, fn, partial, T, K);
+  mixes<24>(fn, partial, T, K, [&](int t) { return load_streams(x, t, K); });
 }
 
 V4_KERNEL(v4_hyper_mixes_4, 128, 4, const bf16* x, const float* fn, float* partial, int T, int K) {
-  mixes<4>(x, fn, partial, T, K);
+  mixes<4>(fn, partial, T, K, [&](int t) { return load_streams(x, t, K); });
+}
+
+// Eight channels of stream k of a token, after the sublayer: z[k] = post[k] y + sum_j comb[j][k] x[j].
+DEVICE uint4 post_eight(const Floats8& out, const Floats8 (&streams)[STREAMS], const float* post, const float* comb,
+                        int k) {
+  Floats8 mixed;
+  for (int i = 0; i < 8; ++i) {
+    float sum = 0.f;
+    for (int j = 0; j < STREAMS; ++j) sum += comb[j * 4 + k] * streams[j].v[i];
+    mixed.v[i] = post[k] * out.v[i] + sum;
+  }
+  return pack8(mixed);
+}
+
+// The streams after a sublayer, and what `mixes` makes of them. A slice lies in one stream or more; its tokens' values
+// go through shared memory (SLICE_TOKENS * SLICE bf16), two tokens a warp. z is [T, 4, D].
+V4_KERNEL(v4_hyper_post_mixes, 128, 4, const bf16* y, const bf16* x, const float* post, const float* comb, bf16* z,
+          const float* fn, float* partial, int T, int D) {
+  bf16* shared = reinterpret_cast<bf16*>(shared_memory());
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, at = blockIdx.y * SLICE + lane * 8;
+  const int stream = at / D, column = at % D;
+  for (int t = 2 * warp; t < 2 * warp + 2; ++t) {
+    const long token = long(blockIdx.x) * SLICE_TOKENS + t;
+    if (token >= T || stream >= STREAMS) continue;
+    Floats8 streams[STREAMS];
+#pragma unroll
+    for (int j = 0; j < STREAMS; ++j) streams[j] = unpack8(load16(x + (token * STREAMS + j) * D + column));
+    const uint4 value =
+        post_eight(unpack8(load16(y + token * D + column)), streams, post + token * 4, comb + token * 16, stream);
+    store16(shared + t * SLICE + lane * 8, value);
+    store16(z + (token * STREAMS + stream) * D + column, value);
+  }
+  __syncthreads();
+  mixes<24>(fn, partial, T, STREAMS * D, [&](int t) { return load16(shared + t * SLICE + lane * 8); });
 }
 
 DEVICE float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
@@ -185,7 +224,7 @@ V4_KERNEL(v4_hyper_head, 256, 4, const bf16* x, const float* partial, const floa
   mix_and_norm(x, weights, norm, y, mixed, scratch, D, eps);
 }
 
-// z[k] = post[k] y + sum_j comb[j][k] x[j] for one token and eight channels a thread.
+// The streams after a sublayer, for one token and eight channels a thread.
 V4_KERNEL(v4_hyper_post, 128, 8, const bf16* y, const bf16* x, const float* post, const float* comb, bf16* z, int D) {
   const long token = blockIdx.x;
   const int column = (blockIdx.y * blockDim.x + threadIdx.x) * 8;
@@ -196,12 +235,6 @@ V4_KERNEL(v4_hyper_post, 128, 8, const bf16* y, const bf16* x, const float* post
   for (int j = 0; j < STREAMS; ++j) streams[j] = unpack8(load16(x + (token * STREAMS + j) * D + column));
 #pragma unroll
   for (int k = 0; k < STREAMS; ++k) {
-    Floats8 mixed;
-    for (int i = 0; i < 8; ++i) {
-      float sum = 0.f;
-      for (int j = 0; j < STREAMS; ++j) sum += comb[token * 16 + j * 4 + k] * streams[j].v[i];
-      mixed.v[i] = post[token * 4 + k] * out.v[i] + sum;
-    }
-    store16(z + (token * STREAMS + k) * D + column, pack8(mixed));
+    store16(z + (token * STREAMS + k) * D + column, post_eight(out, streams, post + token * 4, comb + token * 16, k));
   }
 }

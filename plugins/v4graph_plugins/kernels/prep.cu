@@ -1,80 +1,46 @@
-// Queries and the shared key/value before attention: norm, rotation, FP8 rounding. Source: spec section 2.2.
-#include "rounding.cuh"
+// Queries and the shared key/value before attention, alone and with the compressors. Source: spec sections 2.2, 2.3.
+#include "compress.cuh"
+#include "prep.cuh"
 
-constexpr int MOST_PARTS = 2;  // 256 channels each: head_dim up to 512
-
-// A row of up to 512 channels in a warp: lane l holds channels 8l .. 8l+7 of every 256.
-struct Row {
-  Floats8 part[MOST_PARTS];
-};
-
-DEVICE int channel(int part) { return part * 256 + threadIdx.x % 32 * 8; }
-
-DEVICE void norm_row(Row& row, const bf16* weight, int width, float eps) {
-  float square = 0.f;
-#pragma unroll
-  for (int p = 0; p < MOST_PARTS; ++p) {
-    for (int i = 0; i < 8; ++i) square += row.part[p].v[i] * row.part[p].v[i];
-  }
-  const float scale = rsqrtf(warp_sum(square) / width + eps);
-#pragma unroll
-  for (int p = 0; p < MOST_PARTS; ++p) {
-    const bool gained = weight && channel(p) < width;
-    const Floats8 gain = unpack8(gained ? load16(weight + channel(p)) : make_uint4(0, 0, 0, 0));
-    for (int i = 0; i < 8; ++i) {
-      const float v = row.part[p].v[i] * scale;
-      row.part[p].v[i] = round_bf16(gained ? v * gain.v[i] : v);
-    }
-  }
-}
-
-// Rotate the last 2 F of `width` channels, and round.
-DEVICE void rotate_row(Row& row, const float* freqs, int F, int width, int position) {
-#pragma unroll
-  for (int p = 0; p < MOST_PARTS; ++p) {
-    const int first = channel(p) - (width - 2 * F);
-    if (first < 0 || channel(p) >= width) continue;
-    for (int i = 0; i < 8; i += 2) {
-      rotate(row.part[p].v[i], row.part[p].v[i + 1], position, freqs[(first + i) / 2]);
-    }
-    for (int i = 0; i < 8; ++i) row.part[p].v[i] = round_bf16(row.part[p].v[i]);
-  }
-}
-
-// FP8 in blocks of 64 channels, eight lanes each, but for the rotated ones.
-DEVICE void round_row(Row& row, int plain) {
-#pragma unroll
-  for (int p = 0; p < MOST_PARTS; ++p) {
-    float amax = 0.f;
-    for (int i = 0; i < 8; ++i) amax = fmaxf(amax, fabsf(row.part[p].v[i]));
-    for (int offset = 4; offset; offset >>= 1) amax = fmaxf(amax, __shfl_xor_sync(FULL, amax, offset));
-    if (channel(p) >= plain) continue;
-    const float scale = fp8_scale(amax);
-    for (int i = 0; i < 8; ++i) row.part[p].v[i] = fake_fp8(row.part[p].v[i], scale);
-  }
-}
-
-// A warp takes one row: the heads of a token, then its key/value.
 V4_KERNEL(v4_attention_prep, 128, 8, const bf16* q, const bf16* kv, const bf16* kv_norm, const float* freqs,
           const int* start, bf16* q_out, bf16* kv_out, int rows, int S, int H, int Dh, int F, int quantise, float eps) {
-  const long index = long(blockIdx.x) * 4 + threadIdx.x / 32;
-  if (index >= rows) return;
-  const long token = index / (H + 1);
-  const int head = static_cast<int>(index % (H + 1));
-  const bool is_query = head < H;
-  const long offset = is_query ? (token * H + head) * Dh : token * Dh;
-  const bf16* from = (is_query ? q : kv) + offset;
-  bf16* to = (is_query ? q_out : kv_out) + offset;
-  Row row;
-#pragma unroll
-  for (int p = 0; p < MOST_PARTS; ++p) {
-    row.part[p] = unpack8(channel(p) < Dh ? load16(from + channel(p)) : make_uint4(0, 0, 0, 0));
+  prepare_row({q, kv, kv_norm, freqs, start, q_out, kv_out, rows, S, H, Dh, F, quantise, eps},
+              long(blockIdx.x) * 4 + threadIdx.x / 32);
+}
+
+#define V4_COMPRESSOR(p)                                                                                          \
+  const float *p##kv, const float *p##gate, const float *p##ape, const bf16 *p##norm, float *p##tail_kv,          \
+      float *p##tail_gate, bf16 *p##cache, int p##C, int p##CC
+
+// Blocks: 16 rows each of the queries and key/values, then those of `compress_or_write` for each compressor in turn.
+V4_KERNEL(v4_hca_prep, 512, 2, const bf16* q, const bf16* kv, const bf16* kv_norm, const float* freqs,
+          const int* start, const int* num, bf16* q_out, bf16* kv_out, int rows, int H, int Dh, V4_COMPRESSOR(c_),
+          int entries, int closing, int S, int R, int L, int N, int F, float eps) {
+  const int prepared = (rows + 15) / 16, block = blockIdx.x;
+  if (block < prepared) {
+    prepare_row({q, kv, kv_norm, freqs, start, q_out, kv_out, rows, S, H, Dh, F, 1, eps},
+                long(block) * 16 + threadIdx.x / 32);
+    return;
   }
-  norm_row(row, is_query ? nullptr : kv_norm, Dh, eps);
-  rotate_row(row, freqs, F, Dh, start[token / S] + static_cast<int>(token % S));
-  if (!is_query && quantise) round_row(row, Dh - 2 * F);
-#pragma unroll
-  for (int p = 0; p < MOST_PARTS; ++p) {
-    if (channel(p) < Dh) store16(to + channel(p), pack8(row.part[p]));
+  const Compressor main{c_kv, c_gate, c_ape, c_norm, freqs, start, num, c_tail_kv, c_tail_gate, c_cache, S,
+                        c_C,  c_CC,   R,     L,      N,     F,     0,   1,         eps};
+  compress_or_write(main, block - prepared, entries, closing);
+}
+
+V4_KERNEL(v4_csa_prep, 512, 2, const bf16* q, const bf16* kv, const bf16* kv_norm, const float* freqs,
+          const int* start, const int* num, bf16* q_out, bf16* kv_out, int rows, int H, int Dh, V4_COMPRESSOR(c_),
+          V4_COMPRESSOR(i_), int entries, int closing, int tails, int S, int R, int L, int N, int F, float eps) {
+  const int prepared = (rows + 15) / 16, block = blockIdx.x;
+  if (block < prepared) {
+    prepare_row({q, kv, kv_norm, freqs, start, q_out, kv_out, rows, S, H, Dh, F, 1, eps},
+                long(block) * 16 + threadIdx.x / 32);
+    return;
   }
+  const int index = block - prepared;
+  const bool is_main = index < entries + tails;
+  const Compressor main{c_kv, c_gate, c_ape, c_norm, freqs, start, num, c_tail_kv, c_tail_gate, c_cache, S,
+                        c_C,  c_CC,   R,     L,      N,     F,     1,   1,         eps};
+  const Compressor keys{i_kv, i_gate, i_ape, i_norm, freqs, start, num, i_tail_kv, i_tail_gate, i_cache, S,
+                        i_C,  i_CC,   R,     L,      N,     F,     1,   2,         eps};
+  compress_or_write(is_main ? main : keys, is_main ? index : index - entries - tails, entries, closing);
 }
