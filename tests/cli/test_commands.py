@@ -58,7 +58,7 @@ def test_inspect_of_an_engine_counts_its_ops_and_its_state(cli: Cli, engine: Pat
     assert report["kind"] == "engine"
     assert sum(report["layers"].values()) == 3
     assert report["ops"]["V4MoE"] == 3
-    assert report["ops"]["V4HyperPre"] == 6
+    assert report["ops"]["V4HyperPostPre"] == 6
     # Window [136, 512] of three layers; compressed, tails and index keys of one CSA and one HCA layer.
     window = 3 * 136 * 512 * 4
     hca = (1 * 512 + 2 * 136 * 512) * 4

@@ -154,7 +154,7 @@ def first_case(text: str) -> KernelCase:
         # A key too far from the window.
         ("attention.cuh", "position - keys.window + 1", "position - keys.window", "V4WindowAttention-S9"),
         ("rows.cuh", "    cp_async_wait<0>();\n", "", "V4LinearF32-S70"),
-        ("compress.cu", "= mine;\n  __syncthreads();", "= mine;", "V4Compress"),
+        ("compress.cuh", "= mine;\n  __syncthreads();", "= mine;", "V4Compress"),
         ("hyper.cu", "(M + 1) + row] = sum", "(M + 1) + row + 1] = sum", "V4HyperPre"),
         ("index.cu", "wanted <= above + here", "wanted < above + here", "V4IndexTopK__quantise_1-S33"),
     ],

@@ -17,14 +17,22 @@ def tensorrt() -> TensorRT:
 
 @pytest.fixture(scope="session")
 def nano_graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_nano(tmp_path_factory.mktemp("nano") / "graph")
+    """As traced, so that every op has a node of its own."""
+    return export_nano(tmp_path_factory.mktemp("nano") / "graph", optimize=False)
+
+
+@pytest.fixture(scope="session")
+def nano_optimized_graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_nano(tmp_path_factory.mktemp("nano-optimized") / "graph")
 
 
 @pytest.fixture(scope="session")
 def nano_exact_graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_nano(tmp_path_factory.mktemp("nano-exact") / "graph", numerics="exact", dtype="float32")
+    folder = tmp_path_factory.mktemp("nano-exact") / "graph"
+    return export_nano(folder, numerics="exact", dtype="float32", optimize=False)
 
 
 @pytest.fixture(scope="session")
 def nano_embedded_graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_nano(tmp_path_factory.mktemp("nano-embedded") / "graph", embed_weights=True)
+    folder = tmp_path_factory.mktemp("nano-embedded") / "graph"
+    return export_nano(folder, embed_weights=True, optimize=False)

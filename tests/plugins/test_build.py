@@ -55,6 +55,29 @@ def test_nano_builds_with_every_op_as_a_plugin(
     assert plugin_hashes().items() >= {plugin.op: plugin.sha256 for plugin in record.plugins}.items()
 
 
+@pytest.mark.parametrize("target", ["sm120", "portable"])
+def test_fused_ops_are_plugins_and_their_parts_are_not(
+    nano_optimized_graph: Path, tmp_path: Path, target: str
+) -> None:
+    built = build(nano_optimized_graph, tmp_path / "engine", target)
+    record = record_of(tmp_path / "engine")
+    assert record.bodies == ()
+    layers = {plugin.op: plugin.layers for plugin in record.plugins}
+    assert layers["V4HyperPostPre"] == 8
+    assert {name: layers[name] for name in layers if name.endswith(("Projections", "Projection", "Prep"))} == {
+        "V4WindowProjections": 1,
+        "V4HcaProjections": 2,
+        "V4CsaProjections": 1,
+        "V4QueryProjection": 3,
+        "V4CsaQueryProjections": 1,
+        "V4HcaPrep": 2,
+        "V4CsaPrep": 1,
+        "V4AttentionPrep": 1,
+    }
+    assert not {"V4HyperPre", "V4RmsNorm", "V4Linear", "V4Compress"} & layers.keys()
+    assert sum(layers.values()) == built.plugin_layers == 44
+
+
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     """A bundle of one unit for two targets and PTX, with bytes that stand for code."""

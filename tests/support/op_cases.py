@@ -153,6 +153,7 @@ def all_cases() -> Iterator[OpCase]:
         yield from _positional("V4IndexTopK", index, attributes)
     yield from _compress(eps)
     yield from _attention()
+    yield from _fused()
 
 
 def _moe(one: Mapping[str, int]) -> Iterator[OpCase]:
@@ -187,3 +188,19 @@ def _attention() -> Iterator[OpCase]:
     yield from _positional("V4CompressedAttention", {**sizes, "N": 4}, {**attributes, "ratio": 128})
     yield from _positional("V4SelectedAttention", {**sizes, "N": 100, "K": 24}, attributes)
     yield from _positional("V4SelectedAttention", {**sizes, "N": 10, "K": 24}, attributes)
+
+
+def _fused() -> Iterator[OpCase]:
+    eps = {"eps": 1e-6}
+    rows = {"K": 256, "KB": 2, "Oq": 130, "OqB": 2, "Okv": 40, "OkvB": 1, "Oc": 24, "Oi": 16, "OiB": 1, "Ow": 8}
+    for tokens in (1, 33):
+        yield OpCase("V4HyperPostPre", {"S": tokens, "D": 128}, {"iters": 20, **eps, "hc_eps": 1e-6})
+        for scale in ("int8", "float32"):
+            for op in ("V4WindowProjections", "V4HcaProjections", "V4CsaProjections"):
+                yield OpCase(op, {"S": tokens, **rows}, scale=scale)
+            for op in ("V4QueryProjection", "V4CsaQueryProjections"):
+                yield OpCase(op, {"S": tokens, **rows}, eps, scale=scale)
+    queries = {"Q": 3 * 192, "Dh": 192, "F": 32, "C": 192}
+    yield from _positional("V4HcaPrep", {**queries, "CC": 192, "R": 128, "L": 136, "N": 4}, eps)
+    csa = {**queries, "CC": 384, "R": 4, "L": 16, "N": 128, "I": 128, "IC": 256}
+    yield from _positional("V4CsaPrep", csa, eps)

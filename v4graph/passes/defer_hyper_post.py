@@ -83,7 +83,7 @@ def _take_pending(function: ir.Function, op_type: str) -> None:
     streams = function.inputs[0]
     pending = [ir.Value(name=f"before.{name}") for name in _PENDING]
     node = ir.Node(DOMAIN, op_type, pending, num_outputs=1)
-    node.outputs[0].name = "streams"
+    node.outputs[0].name = "streams_before"
     function.insert_before(function[0], node)
     ir.convenience.replace_all_uses_with(streams, node.outputs[0])
     function.inputs[:1] = pending
@@ -135,7 +135,7 @@ def _rewire(model: ir.Model) -> None:
         if node.op_type != HEAD:
             pending = list(call.outputs[: len(_PENDING)])
             for name, value in zip(("output", "streams", "post", "comb"), pending, strict=True):
-                value.name = f"{node.name}.{name}"
+                value.name = f"{node.name}.pending.{name}"
         graph.insert_before(node, call)
         ir.convenience.replace_all_uses_with(kept, new, replace_graph_outputs=True)
         replaced.append(node)

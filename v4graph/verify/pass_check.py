@@ -1,0 +1,219 @@
+"""Prove a graph pass on the spot: the graph before it and after it give the same numbers.
+
+One layer of each kind between the embedding and the head, at small shapes, on random inputs, in onnxruntime with
+the ops' bodies; bf16 graphs as their float32 twins. Where a rounding moved a top-k, both run again with selections
+forced, and what the selections are made from is compared instead.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from v4graph import ort
+from v4graph.errors import PassError
+from v4graph.passes.facts import LAYER_PREFIX, custom_nodes, plain_name
+from v4graph.passes.inline_layers import InlineLayers
+from v4graph.passes.keep_layers import KeepLayers
+from v4graph.passes.run import Pass, PassReport, apply, name_of
+from v4graph.verify.random_inputs import Array, Sizes, random_inputs
+from v4graph.verify.selections import force_selections
+from v4graph.verify.twin import float32_twin
+
+Arrays = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first value that differs: its node, the op, the largest difference and the file with its inputs."""
+
+    node: str
+    op: str
+    value: str
+    largest: float
+    inputs: str
+
+
+@dataclass
+class PassChecker:
+    """Checks each pass of a run; give `watch` and `done` to `run_passes`.
+
+    Attributes:
+        folder: Where the inputs of a differing node are saved.
+        sizes: Slots, tokens and capacity of the runs.
+        seed: Of the random weights and states.
+    """
+
+    model: ir.Model
+    folder: Path
+    sizes: Sizes = field(default_factory=Sizes)
+    seed: int = 0
+    checked: dict[str, str] = field(default_factory=dict)
+    _before: ir.Model | None = None
+
+    def watch(self, one: Pass, _number: int) -> None:
+        """Keep the graph as it is before a pass."""
+        self._before = copy(self.model)
+
+    def done(self, report: PassReport) -> None:
+        """Compare it with the graph after the pass.
+
+        Raises:
+            PassError: the numbers differ; names the pass and the first differing node.
+        """
+        if not report.modified:
+            self.checked[report.name] = "nothing changed"
+            return
+        assert self._before is not None
+        self.checked[report.name] = self.compare(report.name, self._before, copy(self.model))
+
+    def compare(self, name: str, before: ir.Model, after: ir.Model) -> str:
+        """Compare two graphs (both are changed on the way); return in words how far they agree.
+
+        Raises:
+            PassError: they do not.
+        """
+        layers = one_of_each_kind(before)
+        for model in (before, after):
+            if layers:
+                apply(KeepLayers(layers), model)
+            float32_twin(model)
+        rtol, atol, flips = _tolerance(before)
+        close = Closeness(rtol, atol, flips)
+        inputs = self._inputs(before, after)
+        first, second = run(before, inputs), run(after, inputs)
+        common = [key for key in first if key in second]
+        largest = max((close.largest(second[key], first[key]) for key in common), default=0.0)
+        if not common or (dropped := [key for key in first if key not in second and not key.startswith("next.")]):
+            raise PassError(f"pass {name}: the graph after it lacks the outputs {dropped or list(first)}.")
+        if all(close(second[key], first[key]) for key in common):
+            return "equal" if largest == 0 else f"within {largest:.1e}"
+        return self._inside(name, before, after, inputs, close)
+
+    def _inside(self, name: str, before: ir.Model, after: ir.Model, inputs: Arrays, close: Closeness) -> str:
+        """Compare value by value; with forced selections, in case only they moved."""
+        for model in (before, after):
+            apply(InlineLayers(), model)
+        forced = force_selections(before, self.sizes, self.seed)
+        force_selections(after, self.sizes, self.seed)
+        for model in (before, after):
+            _show_all(model)
+        given = {**inputs, **forced}
+        first, second = run(before, given), run(after, given)
+        for node in after.graph:
+            for value in node.outputs:
+                key = value.name or ""
+                if key in first and key in second and not close(second[key], first[key]):
+                    largest = close.largest(second[key], first[key])
+                    raise self._error(name, node, Difference("", "", key, largest, ""), {**given, **second})
+        moved = [key for key in first if key in second]
+        if not moved:
+            raise PassError(f"pass {name}: the logits differ and no value inside has the same name on both sides.")
+        return "equal but for selections that a rounding moved"
+
+    def _error(self, name: str, node: ir.Node, found: Difference, values: Mapping[str, Array]) -> PassError:
+        given = {
+            value.name: values[value.name] for value in node.inputs if value is not None and value.name in values
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        place = (node.name or node.op_type).replace("/", ".")
+        path = self.folder / f"{name}-{place}.npz"
+        np.savez_compressed(path, **{str(key): value for key, value in given.items()})
+        return PassError(
+            f"pass {name} changes the numbers: {node.name or plain_name(node.op_type)} gives '{found.value}' "
+            f"{found.largest:.3g} away from the graph before it, more than its ops' tolerance; its inputs are in "
+            f"{path}. Correct the pass, or leave it out with --skip {name}."
+        )
+
+    def _inputs(self, *models: ir.Model) -> Arrays:
+        ports = {}
+        for model in models:
+            for value in model.graph.inputs:
+                assert value.name and value.dtype is not None and value.shape is not None
+                shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
+                ports[value.name] = (value.dtype.numpy().name, shape)
+        return random_inputs(ports, self.sizes, self.seed)
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """Whether arrays agree: a share `flips` of the elements may be off by a quantiser's step."""
+
+    rtol: float
+    atol: float
+    flips: float
+
+    def __call__(self, got: Array, want: Array) -> bool:
+        """Compare; NaN equals nothing."""
+        if got.shape != want.shape:
+            return False
+        if not np.issubdtype(want.dtype, np.floating):
+            return bool((got == want).all())
+        difference = np.abs(got.astype(np.float64) - want)
+        outside = ~(difference <= self.atol + self.rtol * np.abs(want))
+        return bool(outside.mean() <= self.flips and not (difference > 0.125 * np.abs(want).max()).any())
+
+    def largest(self, got: Array, want: Array) -> float:
+        """Return the largest difference; infinity if the shapes differ."""
+        if got.shape != want.shape:
+            return float("inf")
+        return float(np.abs(got.astype(np.float64) - want.astype(np.float64)).max(initial=0.0))
+
+
+def copy(model: ir.Model) -> ir.Model:
+    """Return a model that shares nothing with `model`."""
+    return ir.from_proto(ir.to_proto(model))
+
+
+def one_of_each_kind(model: ir.Model) -> list[int]:
+    """Return the first layer of every kind."""
+    first: dict[str, int] = {}
+    for node in model.graph:
+        if node.op_type.startswith(LAYER_PREFIX) and node.name:
+            first.setdefault(node.op_type, int(node.name.removeprefix("layers.")))
+    return sorted(first.values())
+
+
+def _tolerance(model: ir.Model) -> tuple[float, float, float]:
+    """The loosest tolerance of the ops in the graph."""
+    flat = copy(model)
+    apply(InlineLayers(), flat)
+    specs = [spec for _, spec in custom_nodes(flat)]
+    rtol = max((spec.tolerance["float32"][0] for spec in specs), default=1e-4)
+    atol = max((spec.tolerance["float32"][1] for spec in specs), default=1e-4)
+    return rtol, atol, max((spec.flips for spec in specs), default=0.0)
+
+
+def _show_all(model: ir.Model) -> None:
+    """Make every custom op's outputs outputs of the graph."""
+    for node, _ in list(custom_nodes(model)):
+        for value in node.outputs:
+            if not value.is_graph_output():
+                model.graph.outputs.append(value)
+
+
+def run(model: ir.Model, inputs: Mapping[str, Array]) -> Arrays:
+    """Run a model in onnxruntime on a CPU, optimisations off, and return its outputs by name.
+
+    Raises:
+        EngineError: onnxruntime refuses the model.
+    """
+    module = ort.load()
+    settings = module.SessionOptions()
+    settings.graph_optimization_level = module.GraphOptimizationLevel.ORT_DISABLE_ALL
+    settings.log_severity_level = 3
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(ir.to_proto(model).SerializeToString())
+        session = ort.open_session(module, path, settings, "cpu")
+        names = [value.name for value in session.get_outputs()]
+        wanted = {value.name for value in session.get_inputs()}
+        found = session.run(names, {key: array for key, array in inputs.items() if key in wanted})
+    return dict(zip(names, found, strict=True))
+
+
