@@ -35,9 +35,13 @@ PARTS = (
 
 @click.command()
 @click.argument("path", metavar="PATH")
+@click.option(
+    "--launches", is_flag=True, help="Kernel launches, bytes and FLOPs of one decoded token, by kind of layer."
+)
+@click.option("--context", default=8192, show_default=True, help="Tokens before it, for --launches.")
 @allow_unknown_option
 @json_option
-def inspect(path: str, allow_unknown: bool, as_json: bool) -> None:
+def inspect(path: str, launches: bool, context: int, allow_unknown: bool, as_json: bool) -> None:
     """Show what a directory or a config holds.
 
     PATH is a graph or engine directory, or anything that `export` takes.
@@ -47,9 +51,15 @@ def inspect(path: str, allow_unknown: bool, as_json: bool) -> None:
     \b
     v4graph inspect build/nano.engine
     v4graph inspect flash
+    v4graph inspect build/flash.graph --launches --context 131072
     """
     from v4graph.manifest import FILE_NAME, Manifest
 
+    if launches:
+        from v4graph.cli.launches import show_launches
+
+        show_launches(Path(path), context, as_json)
+        return
     if (Path(path) / FILE_NAME).is_file():
         report = describe_directory(Path(path), Manifest.load(Path(path)))
     else:

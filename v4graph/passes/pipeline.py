@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -11,8 +12,20 @@ from v4graph.ops import fused
 from v4graph.passes.defer_hyper_post import DeferHyperPost
 from v4graph.passes.fuse_ops import FuseOps
 from v4graph.passes.inline_layers import InlineLayers
+from v4graph.passes.keep_layers import KeepLayers
+from v4graph.passes.last_logits import LastLogits
 from v4graph.passes.remove_dead_states import RemoveDeadStates
 from v4graph.passes.strip_plugin_bodies import StripPluginBodies
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A pass that changes what the model gives: one line on it, its maker, and whether it takes a number."""
+
+    summary: str
+    make: Callable[[int], ir.passes.InPlacePass]
+    takes_number: bool = False
+
 
 # What `v4graph export` runs, and `v4graph optimize` by default. Every pass keeps the numbers.
 DEFAULT: tuple[ir.passes.PassBase, ...] = (
@@ -34,6 +47,20 @@ DEFAULT: tuple[ir.passes.PassBase, ...] = (
     # Phase 3. Bodies that nothing calls any more
     common.RemoveUnusedFunctionsPass(),
 )
+
+
+# Run on request only: they keep the numbers too, but are for some backends.
+OPTIONAL: tuple[ir.passes.PassBase, ...] = (
+    # For readers and tools that know no functions.
+    InlineLayers(),
+    common.InlinePass(),
+)
+
+# What changes outputs on purpose; `v4graph optimize --transform NAME[=VALUE]`.
+TRANSFORMS: Mapping[str, Transform] = {
+    "layers": Transform("Keep the first N layers only.", lambda count: KeepLayers(range(count)), True),
+    "last-logits": Transform("Logits of each slot's last valid token, not of all.", lambda _: LastLogits()),
+}
 
 
 def tensorrt(plugins: Collection[str]) -> tuple[ir.passes.InPlacePass, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ Pass = ir.passes.PassBase
 
 @dataclass(frozen=True)
 class Figures:
-    """A graph in numbers: nodes outside bodies, custom ops, and of one step launches (None: unknown) and bytes."""
+    """A graph in numbers: nodes outside bodies, custom ops; launches (None: unknown) and bytes of one step."""
 
     nodes: int
     custom: int
@@ -43,8 +44,9 @@ def name_of(one: Pass) -> str:
 
 
 def summary_of(one: Pass) -> str:
-    """Return what a pass does in one line: its `summary`, or the first line of its docstring."""
-    text = getattr(one, "summary", "") or type(one).__doc__ or ""
+    """Return what a pass does in one line: its `summary`, or how its docstring or its module's begins."""
+    module = sys.modules.get(type(one).__module__)
+    text = getattr(one, "summary", "") or type(one).__doc__ or getattr(module, "__doc__", "") or ""
     return " ".join(text.strip().split("\n\n")[0].split())
 
 

@@ -8,7 +8,7 @@ forced, and what the selections are made from is compared instead.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,23 +20,12 @@ from v4graph.errors import PassError
 from v4graph.passes.facts import LAYER_PREFIX, custom_nodes, plain_name
 from v4graph.passes.inline_layers import InlineLayers
 from v4graph.passes.keep_layers import KeepLayers
-from v4graph.passes.run import Pass, PassReport, apply, name_of
+from v4graph.passes.run import Pass, PassReport, apply
 from v4graph.verify.random_inputs import Array, Sizes, random_inputs
-from v4graph.verify.selections import force_selections
+from v4graph.verify.selections import TOPK, force_selections
 from v4graph.verify.twin import float32_twin
 
 Arrays = dict[str, Array]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The first value that differs: its node, the op, the largest difference and the file with its inputs."""
-
-    node: str
-    op: str
-    value: str
-    largest: float
-    inputs: str
 
 
 @dataclass
@@ -85,7 +74,7 @@ class PassChecker:
             float32_twin(model)
         rtol, atol, flips = _tolerance(before)
         close = Closeness(rtol, atol, flips)
-        inputs = self._inputs(before, after)
+        inputs = random_inputs(model_inputs(before, after), self.sizes, self.seed)
         first, second = run(before, inputs), run(after, inputs)
         common = [key for key in first if key in second]
         largest = max((close.largest(second[key], first[key]) for key in common), default=0.0)
@@ -106,17 +95,22 @@ class PassChecker:
         given = {**inputs, **forced}
         first, second = run(before, given), run(after, given)
         for node in after.graph:
+            agree = close
+            if plain_name(node.op_type) in TOPK and not _same_inputs(node, first, second):
+                # What it selects from has moved within the tolerance, so a few selections may.
+                agree = Closeness(close.rtol, close.atol, 0.1, ordered=False)
             for value in node.outputs:
                 key = value.name or ""
-                if key in first and key in second and not close(second[key], first[key]):
+                if key in first and key in second and not agree(second[key], first[key]):
                     largest = close.largest(second[key], first[key])
-                    raise self._error(name, node, Difference("", "", key, largest, ""), {**given, **second})
+                    found = f"'{key}' {largest:.3g} away from"
+                    raise self._error(name, node, found, {**given, **second})
         moved = [key for key in first if key in second]
         if not moved:
             raise PassError(f"pass {name}: the logits differ and no value inside has the same name on both sides.")
         return "equal but for selections that a rounding moved"
 
-    def _error(self, name: str, node: ir.Node, found: Difference, values: Mapping[str, Array]) -> PassError:
+    def _error(self, name: str, node: ir.Node, found: str, values: Mapping[str, Array]) -> PassError:
         given = {
             value.name: values[value.name] for value in node.inputs if value is not None and value.name in values
         }
@@ -125,19 +119,9 @@ class PassChecker:
         path = self.folder / f"{name}-{place}.npz"
         np.savez_compressed(path, **{str(key): value for key, value in given.items()})
         return PassError(
-            f"pass {name} changes the numbers: {node.name or plain_name(node.op_type)} gives '{found.value}' "
-            f"{found.largest:.3g} away from the graph before it, more than its ops' tolerance; its inputs are in "
-            f"{path}. Correct the pass, or leave it out with --skip {name}."
+            f"pass {name} changes the numbers: {node.name or plain_name(node.op_type)} gives {found} "
+            f"the graph before it, more than the ops' tolerance; its inputs are in {path}. Correct the pass, or leave it out with --skip {name}."
         )
-
-    def _inputs(self, *models: ir.Model) -> Arrays:
-        ports = {}
-        for model in models:
-            for value in model.graph.inputs:
-                assert value.name and value.dtype is not None and value.shape is not None
-                shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
-                ports[value.name] = (value.dtype.numpy().name, shape)
-        return random_inputs(ports, self.sizes, self.seed)
 
 
 @dataclass(frozen=True)
@@ -147,13 +131,14 @@ class Closeness:
     rtol: float
     atol: float
     flips: float
+    ordered: bool = True
 
     def __call__(self, got: Array, want: Array) -> bool:
         """Compare; NaN equals nothing."""
         if got.shape != want.shape:
             return False
         if not np.issubdtype(want.dtype, np.floating):
-            return bool((got == want).all())
+            return bool((got != want).mean() <= (0 if self.ordered else 0.5))
         difference = np.abs(got.astype(np.float64) - want)
         outside = ~(difference <= self.atol + self.rtol * np.abs(want))
         return bool(outside.mean() <= self.flips and not (difference > 0.125 * np.abs(want).max()).any())
@@ -168,6 +153,19 @@ class Closeness:
 def copy(model: ir.Model) -> ir.Model:
     """Return a model that shares nothing with `model`."""
     return ir.from_proto(ir.to_proto(model))
+
+
+def model_inputs(*models: ir.Model) -> dict[str, tuple[str, tuple[int | str, ...]]]:
+    """Return dtype and shape of every input of some graphs."""
+    ports = {}
+    for model in models:
+        for value in model.graph.inputs:
+            assert value.name
+            assert value.dtype is not None
+            assert value.shape is not None
+            shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
+            ports[value.name] = (value.dtype.numpy().name, shape)
+    return ports
 
 
 def one_of_each_kind(model: ir.Model) -> list[int]:
@@ -187,6 +185,12 @@ def _tolerance(model: ir.Model) -> tuple[float, float, float]:
     rtol = max((spec.tolerance["float32"][0] for spec in specs), default=1e-4)
     atol = max((spec.tolerance["float32"][1] for spec in specs), default=1e-4)
     return rtol, atol, max((spec.flips for spec in specs), default=0.0)
+
+
+def _same_inputs(node: ir.Node, first: Arrays, second: Arrays) -> bool:
+    """Whether a node read exactly the same on both sides."""
+    names = [value.name or "" for value in node.inputs if value is not None]
+    return all(np.array_equal(first[name], second[name]) for name in names if name in first and name in second)
 
 
 def _show_all(model: ir.Model) -> None:

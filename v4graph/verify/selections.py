@@ -1,7 +1,7 @@
 """Force what a top-k selects, so that two graphs are compared past a tie that a rounding broke.
 
-Before: `rows = V4IndexTopK(q, weights, keys, freqs, start)`. After: rows is a graph input, and the inputs of the
-selection are outputs of the graph, so that they are compared too.
+Before: what attends reads `rows = V4IndexTopK(q, weights, keys, freqs, start)`. After: it reads a graph input, and
+the rows are an output of the graph, to be compared by themselves.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from v4graph.ops import OpSpec
 from v4graph.passes.facts import custom_nodes
 from v4graph.verify.random_inputs import Array, Sizes
 
-_TOPK = ("V4IndexTopK", "V4RouteTopK")
+TOPK = ("V4IndexTopK", "V4RouteTopK")
 
 
 def force_selections(model: ir.Model, sizes: Sizes, seed: int) -> dict[str, Array]:
@@ -21,12 +21,9 @@ def force_selections(model: ir.Model, sizes: Sizes, seed: int) -> dict[str, Arra
     forced: dict[str, Array] = {}
     generator = np.random.default_rng(seed)
     for node, spec in list(custom_nodes(model)):
-        if spec.name not in _TOPK:
+        if spec.name not in TOPK:
             continue
         chosen = _rows(node, sizes, generator) if spec.name == "V4IndexTopK" else _experts(node, sizes, generator)
-        for value in node.inputs[: 3 if spec.name == "V4IndexTopK" else 1]:
-            if value is not None and not value.is_graph_output() and value.producer() is not None:
-                model.graph.outputs.append(value)
         _replace(model, node, spec, chosen, forced)
     return forced
 
@@ -44,7 +41,6 @@ def _replace(
         model.graph.inputs.append(given)
         ir.convenience.replace_all_uses_with(value, given)
         forced[str(given.name)] = array
-    model.graph.remove(node, safe=True)
 
 
 def _rows(node: ir.Node, sizes: Sizes, generator: np.random.Generator) -> list[Array]:
