@@ -30,6 +30,7 @@ ONNX: dict[str, frozenset[Kind]] = {
     "v4graph.passes": ANYHOW,
     "v4graph_plugins": ANYHOW,
     "v4graph.cli": LAZILY,
+    "v4graph.verify": ANYHOW,
 }
 # Package -> modules that may import it, and how; the longest matching module name decides.
 OWNERS: dict[str, dict[str, frozenset[Kind]]] = {
@@ -38,8 +39,9 @@ OWNERS: dict[str, dict[str, frozenset[Kind]]] = {
         "v4graph.ops": TYPING,
         "v4graph.ops.lazy": LAZILY,
         "v4graph_plugins.reference_launcher": LAZILY,
+        "v4graph.verify": LAZILY,
     },
-    "transformers": {},
+    "transformers": {"v4graph.verify": LAZILY},
     "onnx": ONNX,
     "onnx_ir": ONNX,
     "onnxscript": ONNX,

@@ -47,7 +47,8 @@ def summary_of(one: Pass) -> str:
     """Return what a pass does in one line: its `summary`, or how its docstring or its module's begins."""
     module = sys.modules.get(type(one).__module__)
     text = getattr(one, "summary", "") or type(one).__doc__ or getattr(module, "__doc__", "") or ""
-    return " ".join(text.strip().split("\n\n")[0].split())
+    words = " ".join(text.strip().split("\n\n")[0].split())
+    return words or f"onnx_ir's {type(one).__name__}."
 
 
 def figures(model: ir.Model, step: Step) -> Figures:
