@@ -21,7 +21,9 @@ def test_layers_take_and_give_what_a_hyper_post_reads(nano_model: Callable[[], i
     states = [value.name for value in before.outputs[1:]]
     assert DeferHyperPost()(model).modified
     layer = function(model, "V4Layer_hca_topk")
-    assert [value.name for value in layer.inputs[:4]] == [f"before.{name}" for name in ("y", "x", "post", "comb")]
+    assert [value.name for value in layer.inputs[:4]] == [
+        f"before.{name}" for name in ("y", "x", "post", "comb")
+    ]
     assert [value.name for value in layer.outputs[4:]] == states
     assert next(iter(layer)).op_type == "V4HyperPost"
     assert [node.op_type for node in layer].count("V4HyperPost") == 2

@@ -86,7 +86,9 @@ PAIR = (
 def test_two_projections_fuse_where_they_read_the_same_rows(between: str, second: str, fuses: bool) -> None:
     text = PAIR.format(between="" if "(b)" in between else between, second=second)
     if "(b)" in between:
-        text = text.replace("\n}", f"\n  {between}\n}}").replace("[B,S,128] b)", "[B,S,128] b, float[B,S,128] c)")
+        text = text.replace("\n}", f"\n  {between}\n}}").replace(
+            "[B,S,128] b)", "[B,S,128] b, float[B,S,128] c)"
+        )
     model = ir.from_onnx_text(text)
     assert FuseOps(fused.WINDOW_PROJECTIONS)(model).modified == fuses
     assert ("V4WindowProjections" in types(model.graph)) == fuses
@@ -95,9 +97,11 @@ def test_two_projections_fuse_where_they_read_the_same_rows(between: str, second
 
 
 def test_calls_with_a_node_between_them_do_not_fuse() -> None:
-    text = PAIR.format(between="y = Slice (a, i, j, k)", second="y").replace(
-        "=> (", "=> ("
-    ).replace("int8[1,1] t)", "int8[1,1] t, int64[1] i, int64[1] j, int64[1] k)")
+    text = (
+        PAIR.format(between="y = Slice (a, i, j, k)", second="y")
+        .replace("=> (", "=> (")
+        .replace("int8[1,1] t)", "int8[1,1] t, int64[1] i, int64[1] j, int64[1] k)")
+    )
     assert not FuseOps(fused.WINDOW_PROJECTIONS)(ir.from_onnx_text(text)).modified
 
 
@@ -112,13 +116,17 @@ def test_attributes_must_agree() -> None:
         "float[B,S,512] rows, float[B,S,512] gate, float[128,512] ape, float[512] cn, float[B,136,512] t, "
         "float[B,136,512] g, float[B,N,512] c"
     )
-    outputs = "float[B,S,1,512] q2, float[B,S,512] kv2, float[B,N,512] c2, float[B,136,512] t2, float[B,136,512] g2"
+    outputs = (
+        "float[B,S,1,512] q2, float[B,S,512] kv2, float[B,N,512] c2, float[B,136,512] t2, float[B,136,512] g2"
+    )
     for q, eps, fuses in ((1, "1e-6", True), (0, "1e-6", False), (1, "1e-5", False)):
         model = ir.from_onnx_text(f"{HEAD}g ({ports}) => ({outputs}) {{{prep.format(q=q, eps=eps)}{compress}")
         assert FuseOps(fused.HCA_PREP)(model).modified == fuses
 
 
-def test_a_portable_graph_gets_the_body_of_the_variants_that_were_there(nano_model: Callable[[], ir.Model]) -> None:
+def test_a_portable_graph_gets_the_body_of_the_variants_that_were_there(
+    nano_model: Callable[[], ir.Model],
+) -> None:
     model = nano_model()
     assert FuseOps(fused.CSA_PREP)(model).modified
     (body,) = [f for f in model.functions.values() if f.name == "V4CsaPrep"]

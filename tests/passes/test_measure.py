@@ -49,7 +49,9 @@ def test_inlined_layers_measure_the_same(traced_bf16: Path) -> None:
 
 def test_a_fused_op_moves_no_more_than_its_parts(traced_bf16: Path, tmp_path: Path) -> None:
     fused = export_nano(tmp_path / "graph") / "model.onnx"
-    for one, other in zip(measure(ir.load(traced_bf16), Step()), measure(ir.load(fused), Step()), strict=True):
+    for one, other in zip(
+        measure(ir.load(traced_bf16), Step()), measure(ir.load(fused), Step()), strict=True
+    ):
         if one.name.startswith("layers."):
             assert other.bytes < one.bytes
             assert other.flops == one.flops

@@ -58,7 +58,9 @@ def listing(path: Path) -> str:
     for kind in dict.fromkeys(block.kind for block in before):
         old, new = (next(b for b in blocks if b.kind == kind) for blocks in (before, after))
         ops = " ".join(f"{node.op}:{node.launches}" for node in new.nodes if node.custom)
-        lines.append(f"  {kind}: {old.launches} -> {new.launches} launches, {len(old.nodes)} -> {len(new.nodes)} nodes")
+        lines.append(
+            f"  {kind}: {old.launches} -> {new.launches} launches, {len(old.nodes)} -> {len(new.nodes)} nodes"
+        )
         lines += [f"    {ops}"] if ops else []
     totals = [sum(block.launches or 0 for block in blocks) for blocks in (before, after)]
     return "\n".join([f"  model: {totals[0]} -> {totals[1]} launches", *lines])

@@ -40,7 +40,13 @@ def names(values: list[ir.Value]) -> list[str]:
 def test_a_state_that_only_feeds_itself_goes_with_what_only_it_reads() -> None:
     model = dotted(TEXT)
     assert RemoveDeadStates()(model).modified
-    assert names(list(model.graph.inputs)) == ["input_ids", "start_pos", "x", "state.0.window", "layers.0.used"]
+    assert names(list(model.graph.inputs)) == [
+        "input_ids",
+        "start_pos",
+        "x",
+        "state.0.window",
+        "layers.0.used",
+    ]
     assert names(list(model.graph.outputs)) == ["logits", "next.0.window"]
     (layer,) = model.functions.values()
     assert names(list(layer.inputs)) == ["x", "window", "used"]
@@ -49,7 +55,9 @@ def test_a_state_that_only_feeds_itself_goes_with_what_only_it_reads() -> None:
 
 
 def test_a_state_that_reaches_the_logits_a_step_later_stays() -> None:
-    live = TEXT.replace("next_window = Add (window, x)", "sum = Add (window, x)\n  next_window = Add (sum, keys)")
+    live = TEXT.replace(
+        "next_window = Add (window, x)", "sum = Add (window, x)\n  next_window = Add (sum, keys)"
+    )
     model = dotted(live)
     RemoveDeadStates()(model)
     assert "state.0.index_keys" in names(list(model.graph.inputs))

@@ -19,6 +19,7 @@ from v4graph.cli.export import export
 from v4graph.cli.inspect import inspect
 from v4graph.cli.kernels import kernels
 from v4graph.cli.optimize import optimize, passes
+from v4graph.cli.verify import verify
 from v4graph.errors import V4GraphError
 
 
@@ -62,5 +63,18 @@ def main() -> None:
     """
 
 
-for _command in (export, optimize, passes, build, run, evaluate, inspect, init, pack, kernels, doctor):
+for _command in (
+    export,
+    optimize,
+    passes,
+    build,
+    run,
+    evaluate,
+    verify,
+    inspect,
+    init,
+    pack,
+    kernels,
+    doctor,
+):
     main.add_command(_command)

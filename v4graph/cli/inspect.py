@@ -36,7 +36,9 @@ PARTS = (
 @click.command()
 @click.argument("path", metavar="PATH")
 @click.option(
-    "--launches", is_flag=True, help="Kernel launches, bytes and FLOPs of one decoded token, by kind of layer."
+    "--launches",
+    is_flag=True,
+    help="Kernel launches, bytes and FLOPs of one decoded token, by kind of layer.",
 )
 @click.option("--context", default=8192, show_default=True, help="Tokens before it, for --launches.")
 @allow_unknown_option

@@ -40,11 +40,16 @@ class Choice:
     "--pass-file", multiple=True, type=click.Path(path_type=Path), help="A Python file with your own passes."
 )
 @click.option(
-    "--transform", multiple=True, metavar="NAME[=N]", help="Change what the graph gives; see `v4graph passes`."
+    "--transform",
+    multiple=True,
+    metavar="NAME[=N]",
+    help="Change what the graph gives; see `v4graph passes`.",
 )
 @click.option("--dump-after", metavar="PASS|all", help="Write the graph after a pass to OUT.passes/.")
 @click.option("--check", is_flag=True, help="After each pass run the graph before and after, and compare.")
-@click.option("--context", default=8192, show_default=True, help="Tokens before the decoded one, in the table.")
+@click.option(
+    "--context", default=8192, show_default=True, help="Tokens before the decoded one, in the table."
+)
 @click.option("--dry-run", is_flag=True, help="Run and report; write nothing.")
 @json_option
 def optimize(
@@ -142,7 +147,9 @@ def _transform(
         before = copy(model)
         apply(transform.make(int(value or 0)), model)
         if name == "layers":
-            config = ModelConfig.from_dict(manifest.config, source="the graph's config").shrink(layers=int(value))
+            config = ModelConfig.from_dict(manifest.config, source="the graph's config").shrink(
+                layers=int(value)
+            )
             manifest = dataclasses.replace(manifest, config=dict(config.raw), config_sha256=config.sha256)
             found = transform_check.check_layers(before, model) if check else ""
         else:
@@ -201,9 +208,13 @@ def _run(
     return reports, checker.checked if checker else {}
 
 
-def _table(reports: Sequence[PassReport], checked: dict[str, str], transformed: Sequence[str]) -> Iterator[str]:
+def _table(
+    reports: Sequence[PassReport], checked: dict[str, str], transformed: Sequence[str]
+) -> Iterator[str]:
     yield from (f"transform {text}" for text in transformed)
-    rows: list[list[str | int]] = [["pass", "nodes", "custom ops", "launches", "bytes/token", *["check"][: len(checked)]]]
+    rows: list[list[str | int]] = [
+        ["pass", "nodes", "custom ops", "launches", "bytes/token", *["check"][: len(checked)]]
+    ]
     for report in reports:
         after = report.after
         launches = "?" if after.launches is None else after.launches
@@ -213,7 +224,9 @@ def _table(reports: Sequence[PassReport], checked: dict[str, str], transformed: 
         rows.append([report.name, *figures, *([checked[report.name]] if checked else [])])
     if reports:
         first = reports[0].before
-        rows.insert(1, ["before", first.nodes, first.custom, "?" if first.launches is None else first.launches])
+        rows.insert(
+            1, ["before", first.nodes, first.custom, "?" if first.launches is None else first.launches]
+        )
         rows[1] += [size(first.bytes), *([""] if checked else [])]
     yield from table(rows)
 

@@ -42,7 +42,9 @@ def load_passes(path: Path) -> tuple[Pass, ...]:
             found = tuple(
                 value()
                 for value in vars(module).values()
-                if isinstance(value, type) and issubclass(value, ir.passes.PassBase) and value.__module__ == name
+                if isinstance(value, type)
+                and issubclass(value, ir.passes.PassBase)
+                and value.__module__ == name
             )
     except Exception as error:  # a user's code may raise anything
         raise PassError(f"--pass-file {path}: {type(error).__name__}: {error}") from error

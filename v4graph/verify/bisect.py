@@ -66,7 +66,9 @@ def find_culprit(side: Side, ids: Array, calls: Sequence[Call]) -> Culprit | Non
     manifest = side.manifest
     weights = bound_weights(manifest, side.weights, str(side.folder))
     initializers = {
-        name: value.const_value.numpy() for name, value in model.graph.initializers.items() if value.const_value
+        name: value.const_value.numpy()
+        for name, value in model.graph.initializers.items()
+        if value.const_value
     }
     apply(InlineLayers(), model)
     nodes = list(custom_nodes(model))
@@ -113,14 +115,16 @@ def _replay(
         given["freqs"] = _frequencies(node, config)
     attributes = {name: node.attributes[name].value for name in spec.attributes}
     want = reference(spec, given, attributes)
-    got = {
-        port.name: values[str(value.name)] for port, value in zip(spec.outputs, node.outputs, strict=True)
-    }
+    got = {port.name: values[str(value.name)] for port, value in zip(spec.outputs, node.outputs, strict=True)}
     for port in spec.outputs:
         mine, theirs = _valid(spec, port.name, got, want, counts)
         problem = mismatch(spec, mine, theirs, attributes)
         if problem:
-            differing = {k: v for k, v in read.items() if not np.array_equal(v, given[k], equal_nan=v.dtype.kind == "f")}
+            differing = {
+                k: v
+                for k, v in read.items()
+                if not np.array_equal(v, given[k], equal_nan=v.dtype.kind == "f")
+            }
             text = problem.removeprefix(f"{spec.name}: ")
             return _Found(port.name, text, given, differing, got, want)
     return None
@@ -171,5 +175,3 @@ def _culprit(node: ir.Node, spec: OpSpec, found: _Found, number: int, model: ir.
         want=found.want,
         model=model,
     )
-
-

@@ -82,7 +82,9 @@ class PassChecker:
         first, second = run(before, inputs), run(after, inputs)
         common = [key for key in first if key in second]
         largest = max((close.largest(second[key], first[key]) for key in common), default=0.0)
-        if not common or (dropped := [key for key in first if key not in second and not key.startswith("next.")]):
+        if not common or (
+            dropped := [key for key in first if key not in second and not key.startswith("next.")]
+        ):
             raise PassError(f"pass {name}: the graph after it lacks the outputs {dropped or list(first)}.")
         if all(close(second[key], first[key]) for key in common):
             return "equal" if largest == 0 else f"within {largest:.1e}"
@@ -111,12 +113,16 @@ class PassChecker:
                     raise self._error(name, node, found, {**given, **second})
         moved = [key for key in first if key in second]
         if not moved:
-            raise PassError(f"pass {name}: the logits differ and no value inside has the same name on both sides.")
+            raise PassError(
+                f"pass {name}: the logits differ and no value inside has the same name on both sides."
+            )
         return "equal but for selections that a rounding moved"
 
     def _error(self, name: str, node: ir.Node, found: str, values: Mapping[str, Array]) -> PassError:
         given = {
-            value.name: values[value.name] for value in node.inputs if value is not None and value.name in values
+            value.name: values[value.name]
+            for value in node.inputs
+            if value is not None and value.name in values
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         place = (node.name or node.op_type).replace("/", ".")
@@ -194,7 +200,9 @@ def _tolerance(model: ir.Model) -> tuple[float, float, float]:
 def _same_inputs(node: ir.Node, first: Arrays, second: Arrays) -> bool:
     """Whether a node read exactly the same on both sides."""
     names = [value.name or "" for value in node.inputs if value is not None]
-    return all(np.array_equal(first[name], second[name]) for name in names if name in first and name in second)
+    return all(
+        np.array_equal(first[name], second[name]) for name in names if name in first and name in second
+    )
 
 
 def _show_all(model: ir.Model) -> None:
@@ -223,5 +231,3 @@ def run(model: ir.Model, inputs: Mapping[str, Array]) -> Arrays:
         wanted = {value.name for value in session.get_inputs()}
         found = session.run(names, {key: array for key, array in inputs.items() if key in wanted})
     return dict(zip(names, found, strict=True))
-
-

@@ -23,7 +23,9 @@ def force_selections(model: ir.Model, sizes: Sizes, seed: int) -> dict[str, Arra
     for node, spec in list(custom_nodes(model)):
         if spec.name not in TOPK:
             continue
-        chosen = _rows(node, sizes, generator) if spec.name == "V4IndexTopK" else _experts(node, sizes, generator)
+        chosen = (
+            _rows(node, sizes, generator) if spec.name == "V4IndexTopK" else _experts(node, sizes, generator)
+        )
         _replace(model, node, spec, chosen, forced)
     return forced
 
@@ -64,4 +66,7 @@ def _experts(node: ir.Node, sizes: Sizes, generator: np.random.Generator) -> lis
     shape = (len(sizes.start), sizes.tokens)
     ids = np.stack([generator.permutation(experts)[:topk] for _ in range(shape[0] * shape[1])])
     weights = generator.random((*shape, topk), np.float32) + 0.1
-    return [ids.reshape(*shape, topk).astype(np.int32), weights / weights.sum(-1, keepdims=True) * np.float32(scale)]
+    return [
+        ids.reshape(*shape, topk).astype(np.int32),
+        weights / weights.sum(-1, keepdims=True) * np.float32(scale),
+    ]

@@ -63,7 +63,9 @@ def parse(text: str) -> tuple[Kind, Path]:
     if colon and prefix in KINDS:
         return prefix, Path(rest)
     if colon and not Path(text).exists():
-        raise V4GraphError(f"{text}: '{prefix}' is no kind{near_match(prefix, KINDS)}; there are {', '.join(KINDS)}.")
+        raise V4GraphError(
+            f"{text}: '{prefix}' is no kind{near_match(prefix, KINDS)}; there are {', '.join(KINDS)}."
+        )
     folder = Path(text)
     if (folder / FILE_NAME).is_file():
         return Manifest.load(folder).kind, folder
