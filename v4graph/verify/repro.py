@@ -104,15 +104,13 @@ def _named(arrays: Inputs, prefix: str) -> Inputs:
 
 
 def reproduce(culprit: Culprit) -> Repro:
-    """Return the smallest cut of a wrong call that is still wrong."""
-    model = _one_call(culprit)
+    """Return the smallest cut of a wrong call that is still wrong; of a fused op its first wrong part."""
+    node = next(node for node in culprit.model.graph if node.name == culprit.node)
+    model = _one_call(culprit.model, node, culprit.spec, {**culprit.inputs, **culprit.read})
     whole = Repro(culprit.spec, culprit.attributes, culprit.node, culprit.inputs, culprit.read, model)
-    smallest = whole
+    smallest = next((part for part in _parts(whole, culprit, node) if _still_wrong(part)), whole)
     for cut in (_slots, _tokens, _experts):
-        for candidate in cut(smallest):
-            if _still_wrong(candidate):
-                smallest = candidate
-                break
+        smallest = next((one for one in cut(smallest) if _still_wrong(one)), smallest)
     return smallest
 
 
@@ -123,32 +121,54 @@ def _still_wrong(candidate: Repro) -> bool:
         return False  # the cut left shapes that the op does not take
 
 
-def _one_call(culprit: Culprit) -> bytes:
-    """Return an ONNX model of the one node, with the functions that it calls."""
-    node = next(node for node in culprit.model.graph if node.name == culprit.node)
-    read = {**culprit.inputs, **culprit.read}
-    inputs = [
-        ir.Value(
-            name=port.name,
-            type=ir.TensorType(ir.DataType.from_numpy(read[port.name].dtype)),
-            shape=ir.Shape([None] * read[port.name].ndim),
+def _parts(whole: Repro, culprit: Culprit, node: ir.Node) -> Iterator[Repro]:
+    """The calls inside a fused op, each on what the references of those before it give."""
+    body = culprit.model.functions.get(node.op_identifier())
+    if not whole.spec.parts or body is None:
+        return
+    values = dict(whole.given)
+    for part, call in zip(whole.spec.parts, body, strict=True):
+        given = {port.name: values[name] for port, name in zip(part.spec.inputs, part.inputs, strict=True)}
+        read = {
+            port.name: whole.read[name]
+            for port, name in zip(part.spec.inputs, part.inputs, strict=True)
+            if name in whole.read
+        }
+        attributes = part.attribute_values(whole.attributes)
+        alone = ir.Node(
+            DOMAIN,
+            call.op_type,
+            call.inputs,
+            [ir.convenience.convert_attribute(name, value) for name, value in attributes.items()],
         )
-        for port in culprit.spec.inputs
-    ]
-    alone = ir.Node(
-        DOMAIN, node.op_type, inputs, node.attributes.values(), num_outputs=len(culprit.spec.outputs)
-    )
-    for port, value in zip(culprit.spec.outputs, alone.outputs, strict=True):
+        model = _one_call(culprit.model, alone, part.spec, {**given, **read})
+        place = f"{whole.place}, its {part.spec.name}"
+        yield Repro(part.spec, attributes, place, given, read, model)
+        results = reference(part.spec, given, attributes)
+        values |= {name: results[port.name] for port, name in zip(part.spec.outputs, part.outputs, strict=True)}
+
+
+def _one_call(source: ir.Model, node: ir.Node, spec: OpSpec, read: Inputs) -> bytes:
+    """Return an ONNX model of the one node, with the functions that it calls."""
+    inputs = [_typed(port.name, read[port.name].dtype.name) for port in spec.inputs]
+    alone = ir.Node(DOMAIN, node.op_type, inputs, node.attributes.values(), num_outputs=len(spec.outputs))
+    for port, value in zip(spec.outputs, alone.outputs, strict=True):
         value.name = f"out.{port.name}"
-        value.type = ir.TensorType(ir.DataType.from_numpy(culprit.want[port.name].dtype))
-        value.shape = ir.Shape([None] * culprit.want[port.name].ndim)
-    graph = ir.Graph(
-        inputs, alone.outputs, nodes=[alone], opset_imports={"": OPSET, DOMAIN: 1}, name="one_call"
-    )
-    whole = ir.from_proto(ir.to_proto(culprit.model))
+        dtype = "float32" if "bfloat16" in port.dtypes else port.dtypes[0]
+        value.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(dtype)))
+        value.shape = ir.Shape([None] * len(port.dims))
+    for port, value in zip(spec.inputs, inputs, strict=True):
+        value.shape = ir.Shape([None] * len(port.dims))
+    opsets = {"": OPSET, DOMAIN: 1}
+    graph = ir.Graph(inputs, alone.outputs, nodes=[alone], opset_imports=opsets, name="one_call")
+    whole = ir.from_proto(ir.to_proto(source))
     model = ir.Model(graph, ir_version=10, functions=list(whole.functions.values()))
     RemoveUnusedFunctionsPass()(model)
     return ir.to_proto(model).SerializeToString(deterministic=True)
+
+
+def _typed(name: str, dtype: str) -> ir.Value:
+    return ir.Value(name=name, type=ir.TensorType(ir.DataType.from_numpy(np.dtype(dtype))))
 
 
 def _cut(repro: Repro, keep: dict[str, Any]) -> Repro:
