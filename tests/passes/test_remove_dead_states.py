@@ -9,7 +9,8 @@ import onnx_ir as ir
 from v4graph.passes.remove_dead_states import RemoveDeadStates
 
 TEXT = """<ir_version: 10, opset_import: ["" : 24, "v4graph" : 1]>
-g (int64[B,S] input_ids, int32[B] start_pos, float[B,8] x, float[B,8] state_0_window, float[B,8] state_0_index_keys,
+g (int64[B,S] input_ids, int32[B] start_pos, float[B,8] x, float[B,8] state_0_window, float[B,8]
+state_0_index_keys,
    float[8] layers_0_used, float[8] layers_0_index_only)
   => (float[B,8] logits, float[B,8] next_0_window, float[B,8] next_0_index_keys) {
   logits, next_0_window, next_0_index_keys =

@@ -64,7 +64,9 @@ def test_fused_ops_are_plugins_and_their_parts_are_not(
     assert record.bodies == ()
     layers = {plugin.op: plugin.layers for plugin in record.plugins}
     assert layers["V4HyperPostPre"] == 8
-    assert {name: layers[name] for name in layers if name.endswith(("Projections", "Projection", "Prep"))} == {
+    assert {
+        name: layers[name] for name in layers if name.endswith(("Projections", "Projection", "Prep"))
+    } == {
         "V4WindowProjections": 1,
         "V4HcaProjections": 2,
         "V4CsaProjections": 1,

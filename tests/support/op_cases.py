@@ -192,7 +192,18 @@ def _attention() -> Iterator[OpCase]:
 
 def _fused() -> Iterator[OpCase]:
     eps = {"eps": 1e-6}
-    rows = {"K": 256, "KB": 2, "Oq": 130, "OqB": 2, "Okv": 40, "OkvB": 1, "Oc": 24, "Oi": 16, "OiB": 1, "Ow": 8}
+    rows = {
+        "K": 256,
+        "KB": 2,
+        "Oq": 130,
+        "OqB": 2,
+        "Okv": 40,
+        "OkvB": 1,
+        "Oc": 24,
+        "Oi": 16,
+        "OiB": 1,
+        "Ow": 8,
+    }
     for tokens in (1, 33):
         yield OpCase("V4HyperPostPre", {"S": tokens, "D": 128}, {"iters": 20, **eps, "hc_eps": 1e-6})
         for scale in ("int8", "float32"):

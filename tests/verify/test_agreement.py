@@ -26,7 +26,9 @@ def test_torch_and_onnxruntime_agree_in_exact_numerics(nano_exact: Path, verify:
     result = verify(NANO, nano_exact, "--schedule", "prefill", "--schedule", "decode", "--tokens", 40)
     assert result.exit_code == 0, result.output
     assert "they agree (max difference 0.0001)" in result.stdout
-    assert result.stdout.startswith(f"A: torch exact float32 ({NANO})\nB: onnxruntime exact float32 ({nano_exact})")
+    assert result.stdout.startswith(
+        f"A: torch exact float32 ({NANO})\nB: onnxruntime exact float32 ({nano_exact})"
+    )
 
 
 def test_torch_and_onnxruntime_agree_in_v4_numerics(nano_v4: Path, verify: Verify) -> None:
@@ -44,11 +46,15 @@ def test_transformers_and_onnxruntime_agree(oracle: Built, verify: Verify) -> No
 
 
 def test_torch_agrees_with_transformers(oracle: Built, verify: Verify) -> None:
-    result = verify(oracle.checkpoint, f"transformers:{oracle.checkpoint}", "--numerics", "exact", "--tokens", 40)
+    result = verify(
+        oracle.checkpoint, f"transformers:{oracle.checkpoint}", "--numerics", "exact", "--tokens", 40
+    )
     assert result.exit_code == 0, result.output
 
 
-def test_a_graph_with_the_last_logits_only_is_compared_where_it_has_them(tmp_path: Path, verify: Verify) -> None:
+def test_a_graph_with_the_last_logits_only_is_compared_where_it_has_them(
+    tmp_path: Path, verify: Verify
+) -> None:
     graph = export_nano(tmp_path / "graph", numerics="exact", dtype="float32", max_seq_len=128)
     result = verify(NANO, graph, "--schedule", "ragged", "--tokens", 30, "--json")
     assert result.exit_code == 0, result.output
@@ -70,7 +76,9 @@ def test_any_schedule_holds_on_graph_and_engine(oracle: Built, nano_v4: Path, ve
 
 
 def test_prompts_and_ids_are_fed(nano_exact: Path, verify: Verify, tmp_path: Path) -> None:
-    result = verify(NANO, nano_exact, "--prompt", "In the beginning", "--per-position", "--schedule", "prefill")
+    result = verify(
+        NANO, nano_exact, "--prompt", "In the beginning", "--per-position", "--schedule", "prefill"
+    )
     assert "  slot 0 token 0: max difference" in result.stdout
     (tmp_path / "ids.json").write_text("[[5, 9, 300], [1, 2, 3]]")
     result = verify(NANO, nano_exact, "--ids", tmp_path / "ids.json", "--json")
@@ -81,10 +89,16 @@ def test_prompts_and_ids_are_fed(nano_exact: Path, verify: Verify, tmp_path: Pat
     ("arguments", "said"),
     [
         ((), "give two sides A and B, or one side with --schedules, or --repro FILE"),
-        (("{nano}", "/nowhere"), "/nowhere: neither a checkpoint nor a graph or engine directory; give a folder"),
+        (
+            ("{nano}", "/nowhere"),
+            "/nowhere: neither a checkpoint nor a graph or engine directory; give a folder",
+        ),
         (("{nano}", "grph:{graph}"), "'grph' is no kind; did you mean 'graph'?"),
         (("{graph}", "{graph}"), "holds no weights; name their checkpoint with --checkpoint DIR"),
-        (("{nano}", "{graph}", "--tokens", "4000"), "holds 512 tokens, the sequence has 4000; give fewer tokens"),
+        (
+            ("{nano}", "{graph}", "--tokens", "4000"),
+            "holds 512 tokens, the sequence has 4000; give fewer tokens",
+        ),
         (("{nano}", "{graph}", "--ids", "{nano}/config.json"), "not a JSON list of token ids"),
         (("--repro", "{nano}/config.json"), "not a reproducer of this v4graph"),
         (("transformers:{nano}", "--schedules"), "transformers has one schedule only"),

@@ -105,7 +105,7 @@ def test_a_pass_that_fails_or_drops_the_logits_is_named(plain: Path, tmp_path: P
     def fail(_node: ir.Node) -> None:
         raise ValueError("no such thing")
 
-    with pytest.raises(PassError, match="pass Planted failed: .*no such thing"):
+    with pytest.raises(PassError, match=r"pass Planted failed: .*no such thing"):
         checked(plain, tmp_path, (Planted("V4MoE", fail),))
 
 

@@ -64,11 +64,11 @@ def optimize(
 ) -> None:
     """Run graph passes on a graph directory and write another.
 
-    Shows for each pass what it made of nodes, custom ops, and of the kernel launches and the bytes of a decoded
-    token. `v4graph export` has run the default passes already, unless told --no-optimize.
-    --check runs one layer of each kind in onnxruntime on random inputs, before and after every pass, and stops at
-    the first pass that changes a number, with the node and its inputs, saved in
-    OUT.check/; the exit code is 2 then.
+    Shows for each pass what it made of nodes, custom ops, and of the kernel launches and the bytes of a
+    decoded token. `v4graph export` has run the default passes already, unless told --no-optimize. --check
+    runs one layer of each kind in onnxruntime on random inputs, before and after every pass, and stops at the
+    first pass that changes a number, with the node and its inputs, saved in OUT.check/; the exit code is 2
+    then.
 
     \b
     v4graph optimize build/nano.graph build/nano.fast --check
@@ -78,7 +78,12 @@ def optimize(
     with extra("export"):
         from v4graph.passes.graph_dir import load_graph
         from v4graph.passes.measure import Step
-    chosen = Choice(**{key: _names(value) if key != "pass_file" else value for key, value in choice.items()})
+    chosen = Choice(
+        passes=_names(choice["passes"]),
+        skip=_names(choice["skip"]),
+        pass_file=choice["pass_file"],
+        transform=_names(choice["transform"]),
+    )
     if not dry_run and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PassError(f"{out}: exists and is not empty; remove it or choose another directory.")
     model, manifest = load_graph(graph_dir)
@@ -112,7 +117,7 @@ def _names(values: Sequence[str]) -> tuple[str, ...]:
 
 
 def _passes(chosen: Choice) -> tuple[Pass, ...]:
-    """Return what runs: the default pipeline and the user's passes, or what --passes names of all there are."""
+    """Return what runs: the default pipeline and the user's passes, or what --passes names of all."""
     from v4graph.passes import pipeline
     from v4graph.passes.run import select
     from v4graph.passes.user_passes import load_passes

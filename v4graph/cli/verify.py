@@ -103,10 +103,10 @@ def verify(
     """Compare two implementations of a model, token by token.
 
     A and B are any two of: a checkpoint directory (run in torch), a graph directory (run in onnxruntime), an
-    engine directory, transformers:DIR. Exact numerics agree within --atol; quantised ones by KL and argmax, because
-    one ulp flips an FP8 code. If they disagree, every op of the graph is computed again by its torch reference
-    from the same inputs; the first one that is off is named and saved, to be run again with --repro.
-    Exit code: 0 they agree, 1 they do not, 2 they cannot be compared.
+    engine directory, transformers:DIR. Exact numerics agree within --atol; quantised ones by KL and argmax,
+    because one ulp flips an FP8 code. If they disagree, every op of the graph is computed again by its torch
+    reference from the same inputs; the first one that is off is named and saved, to be run again with
+    --repro. Exit code: 0 they agree, 1 they do not, 2 they cannot be compared.
 
     \b
     v4graph verify models/nano build/nano.graph
@@ -145,7 +145,7 @@ def _compare(a: str, b: str, options: dict[str, Any]) -> dict[str, Any]:
     rows, wrong = [], None
     with progress() as report:
         for i, name in enumerate(names):
-            calls = schedules.schedule(name, *ids.shape, seed=options["seed"])
+            calls = schedules.schedule(name, ids.shape[0], ids.shape[1], options["seed"])
             report(f"{name}: {first.kind}", 2 * i, 2 * len(names))
             one = sides.logits(first, ids, calls)
             report(f"{name}: {second.kind}", 2 * i + 1, 2 * len(names))
@@ -270,10 +270,10 @@ def _invariant(a: str, runs: int, options: dict[str, Any]) -> dict[str, Any]:
     rows = []
     with progress() as report:
         report("prefill", 0, runs)
-        whole = sides.logits(side, ids, schedules.schedule("prefill", *ids.shape))
+        whole = sides.logits(side, ids, schedules.schedule("prefill", ids.shape[0], ids.shape[1]))
         for run in range(runs):
             report("random schedules", run, runs)
-            calls = schedules.ragged(*ids.shape, generator, slack)
+            calls = schedules.ragged(ids.shape[0], ids.shape[1], generator, slack)
             found = compare.compare(whole, sides.logits(side, ids, calls))
             row = _row(f"random {run}", found, limits, options["per_position"])
             rows.append({**row, "calls": [dataclasses.asdict(call) for call in calls]})
@@ -338,9 +338,11 @@ def _verdict(report: dict[str, Any]) -> Iterator[str]:
     elif report["culprit"]:
         yield report["culprit"]["sentence"]
         size = report["culprit"]["repro_bytes"]
-        yield f"saved in {report['culprit']['repro']} ({size:,} bytes); run it with `v4graph verify --repro FILE`"
+        saved = report["culprit"]["repro"]
+        yield f"saved in {saved} ({size:,} bytes); run it with `v4graph verify --repro FILE`"
     else:
         yield (
-            "every op of the graph agrees with its torch reference on its own inputs: the sides have other weights or "
+            "every op of the graph agrees with its torch reference on its own inputs: the sides have other "
+            "weights or "
             "another configuration, or the references are wrong"
         )

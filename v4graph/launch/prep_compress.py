@@ -1,7 +1,7 @@
 """Launch plans of the fused preparation: queries, key/value and the compressors.
 
-One launch, unless the chunk is so long that its rows overwrite tails which its own blocks still read; then the
-launches of the parts.
+One launch, unless the chunk is so long that its rows overwrite tails which its own blocks still read; then
+the launches of the parts.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _plan(op: str, overlap: int, compressors: tuple[tuple[str, str, str, str], .
         op=op,
         lets={
             "T": "B*S",
-            **{name: text for name, text in prep.ATTENTION_PREP.lets.items()},
+            **prep.ATTENTION_PREP.lets,
             "closing": "cdiv(S, R)",
             "entries": "B*closing",
             "fused": f"S <= L - R*{1 + overlap} + 1",

@@ -1,7 +1,7 @@
 """Launch plans of the fused projections.
 
-Up to 8 tokens whose prepared rows fit a block's shared memory take one launch, in which each block multiplies 16
-rows of one of the weights. More tokens are prepared once, and every weight takes a launch of its own.
+Up to 8 tokens whose prepared rows fit a block's shared memory take one launch, in which each block multiplies
+16 rows of one of the weights. More tokens are prepared once, and every weight takes a launch of its own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _plan(
     plain: tuple[tuple[str, Fp8], ...] = (),
     norm: bool = False,
 ) -> LaunchPlan:
-    """`inside`: arguments of the one launch between x and T; `plain`: unquantised products with their unit."""
+    """`inside`: arguments of the one launch between x and T; `plain`: unquantised products by unit."""
     scale_bytes = f"{fp8[0][0]}_scale_bytes"
     rows = [one[2] for one in fp8] + [one[2] for _, one in plain]
     x = "normed" if norm else "x"

@@ -1,8 +1,8 @@
 """Fused ops: several ops of the catalogue as one, so that a GPU needs fewer launches.
 
 A fused op is written as the calls that it stands for. They are its reference and its ONNX body, they give its
-bytes and FLOPs, and they are the pattern that the pass replaces (`v4graph.passes.fuse_ops`). What it adds is a
-launch plan. Source: the calls' own ops.
+bytes and FLOPs, and they are the pattern that the pass replaces (`v4graph.passes.fuse_ops`). What it adds is
+a launch plan. Source: the calls' own ops.
 """
 
 from __future__ import annotations
@@ -233,7 +233,8 @@ CSA_PREP = _prep(
     "V4CsaPrep",
     (
         _compressed("c_", {}, "kv", 1),
-        # An indexer's entries have a width of their own; blocks, tails and rows are those of the main compressor.
+        # An indexer's entries have a width of their own; blocks, tails and rows are those of the main
+        # compressor.
         _compressed("i_", {"CC": "IC", "C": "I"}, "index", 1),
     ),
 )

@@ -78,8 +78,8 @@ class Port:
 class Part:
     """One call inside a fused op.
 
-    `inputs` and `outputs` name ports of the fused op, or values that one part hands to a later one. An attribute
-    is a value, or "@name" for the fused op's attribute of that name.
+    `inputs` and `outputs` name ports of the fused op, or values that one part hands to a later one. An
+    attribute is a value, or "@name" for the fused op's attribute of that name.
     """
 
     spec: OpSpec

@@ -1,14 +1,17 @@
 """Leave the last V4HyperPost of a layer to the next layer, where it meets a V4HyperPre.
 
-Before: a layer takes the streams and ends with `V4HyperPost(y, x, post, comb)`. After: it takes y, x, post and comb,
-begins with that V4HyperPost and returns its own four; the head begins with one too. The embedding returns y = the
-embedding, post = 1 and comb = 0, of which V4HyperPost makes four equal streams again.
-Condition: every layer function ends so and the embedding and the head are where the exporter puts them.
+Before: a layer takes the streams and ends with `V4HyperPost(y, x, post, comb)`. After: it takes y, x, post
+and comb,
+begins with that V4HyperPost and returns its own four; the head begins with one too. The embedding returns y =
+the embedding, post = 1 and comb = 0, of which V4HyperPost makes four equal streams again. Condition: every
+layer function ends so and the embedding and the head are where the exporter puts them.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -60,7 +63,7 @@ def _ends_with_post(function: ir.Function) -> bool:
 def _is_chain(model: ir.Model) -> bool:
     """Whether the streams go from call to call: the first output of each is the first input of the next."""
     nodes = [node for node in model.graph if node.op_type.startswith((EMBED, LAYER_PREFIX, HEAD))]
-    links = zip(nodes, nodes[1:], strict=False)
+    links = itertools.pairwise(nodes)
     return (
         len(nodes) > 1
         and (nodes[0].op_type, nodes[-1].op_type) == (EMBED, HEAD)
@@ -95,7 +98,7 @@ def _start_pending(function: ir.Function) -> None:
     nodes: list[ir.Node] = []
 
     def add(
-        op: str, inputs: list[ir.Value], name: str, attributes: Mapping[str, object] | None = None
+        op: str, inputs: list[ir.Value], name: str, attributes: Mapping[str, Any] | None = None
     ) -> ir.Value:
         node = ir.node(op, inputs, dict(attributes or {}))
         node.outputs[0].name = name

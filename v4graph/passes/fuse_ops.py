@@ -1,9 +1,9 @@
 """Replace the calls that a fused op stands for by the op.
 
 Before: `z = V4HyperPost(y, x, post, comb)` and `h, p, c = V4HyperPre(z, fn, base, scale, norm)`. After:
-`h, z, p, c = V4HyperPostPre(y, x, post, comb, fn, base, scale, norm)`. The pattern is the fused op's own parts.
-Calls match where their shared values and attributes agree, where nothing else reads a value that the fused op does
-not give, and where no other node lies between them. Calls of one op are taken in graph order.
+`h, z, p, c = V4HyperPostPre(y, x, post, comb, fn, base, scale, norm)`. The pattern is the fused op's own
+parts. Calls match where their shared values and attributes agree, where nothing else reads a value that the
+fused op does not give, and where no other node lies between them. Calls of one op are taken in graph order.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ class FuseOps(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fuse `model` in place."""
         bodies = {key for key in model.functions if key[0] == DOMAIN and plain_name(key[1]) != key[1]}
-        graphs = [model.graph, *(f for key, f in model.functions.items() if key not in bodies)]
+        graphs: list[ir.Graph | ir.Function] = [
+            model.graph,
+            *(f for key, f in model.functions.items() if key not in bodies),
+        ]
         modified = False
         for graph in graphs:
             if isinstance(graph, ir.Function) and plain_name(graph.name) == self.spec.name:
@@ -65,7 +68,7 @@ def _match(
     order = {node: i for i, node in enumerate(graph)}
     outputs = set(graph.outputs)
     for found in _candidates(spec.parts, by_op, order, [], {}, {}):
-        nodes, values, attributes = found
+        nodes, values, _ = found
         if _closed(spec, nodes, values, outputs) and not _encloses(nodes):
             return found
     return None

@@ -1,7 +1,7 @@
 """A graph directory as a model, and a changed model as a graph directory again.
 
-The manifest follows the graph: states and weights that are no inputs any more leave it, and it names the ops and
-layer functions that are there.
+The manifest follows the graph: states and weights that are no inputs any more leave it, and it names the ops
+and layer functions that are there.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ def load_graph(folder: Path) -> tuple[ir.Model, Manifest]:
 
 def op_versions(model: ir.Model) -> dict[str, int]:
     """Return the custom ops that the graph or its functions use, with their versions."""
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     used = {
         plain_name(node.op_type)
-        for graph in (model.graph, *model.functions.values())
+        for graph in graphs
         for node in ir.traversal.RecursiveGraphIterator(graph)
         if node.domain == DOMAIN
     }

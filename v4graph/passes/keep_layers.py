@@ -1,7 +1,7 @@
 """Keep some layers of a graph and drop the others, joining the streams over the gaps.
 
-Before: embed -> layers.0 -> layers.1 -> layers.2 -> head. After keeping 0 and 2: embed -> layers.0 -> layers.2 ->
-head, without the states and weights of layer 1. A transform: the logits are another model's.
+Before: embed -> layers.0 -> layers.1 -> layers.2 -> head. After keeping 0 and 2: embed -> layers.0 ->
+layers.2 -> head, without the states and weights of layer 1. A transform: the logits are another model's.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class KeepLayers(ir.passes.InPlacePass):
         for node in dropped:
             _bypass(model.graph, node)
         RemoveUnusedNodesPass()(model)
-        RemoveUnusedFunctionsPass()(model)
+        RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
         for value in [v for v in model.graph.inputs if not v.uses() and v.name not in _CONTRACT]:
             model.graph.inputs.remove(value)
         return ir.passes.PassResult(model, modified=bool(dropped))

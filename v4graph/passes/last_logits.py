@@ -1,12 +1,13 @@
 """Logits of each slot's last valid token only, where the graph gives those of every token.
 
-Before: logits [B, S, V]. After: logits [B, V] of token num_tokens - 1 (the first of an idle slot); the head works on
-one token per slot. A transform: the output has another shape.
+Before: logits [B, S, V]. After: logits [B, V] of token num_tokens - 1 (the first of an idle slot); the head
+works on one token per slot. A transform: the output has another shape.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -46,7 +47,7 @@ def _narrow(function: ir.Function, streams: list[ir.Value], num: ir.Value) -> No
     """Read one token of every stream, and drop its axis from the logits."""
     before = function[0]
 
-    def add(op: str, inputs: list[ir.Value], attributes: Mapping[str, object] | None = None) -> ir.Value:
+    def add(op: str, inputs: list[ir.Value], attributes: Mapping[str, Any] | None = None) -> ir.Value:
         node = ir.node(op, inputs, dict(attributes or {}))
         function.insert_before(before, node)
         return node.outputs[0]

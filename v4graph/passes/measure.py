@@ -1,8 +1,8 @@
 """What a graph does for one step: its nodes by layer, with shapes, bytes, FLOPs and kernel launches.
 
 Shapes come from walking the graph with arrays that take no memory. Custom ops are counted by their launch
-plans and cost formulas; any other node outside a body is a native layer of TensorRT: one launch that reads and
-writes as many bytes as it puts out.
+plans and cost formulas; any other node outside a body is a native layer of TensorRT: one launch that reads
+and writes as many bytes as it puts out.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ _DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 @dataclass(frozen=True)
 class Step:
-    """One call of a model: `batch` slots with `tokens` new tokens each, `context` tokens before them, and
-    caches that hold `capacity` tokens."""
+    """One call of a model: `batch` slots with `tokens` new tokens each.
+
+    `context` tokens lie before them, in caches that hold `capacity`.
+    """
 
     batch: int = 1
     tokens: int = 1
@@ -103,8 +105,8 @@ class Block:
 def measure(model: ir.Model, step: Step) -> list[Block]:
     """Return the parts of a model in order; equal layers share their nodes.
 
-    `model` may have its layers as function calls or inlined. Symbolic dimensions are B, S and C<ratio>, the rows
-    of a cache that has one for <ratio> tokens.
+    `model` may have its layers as function calls or inlined. Symbolic dimensions are B, S and C<ratio>, the
+    rows of a cache that has one for <ratio> tokens.
 
     Raises:
         EngineError: a node whose shapes cannot be found, or another symbolic dimension.
@@ -135,9 +137,9 @@ class _Walk:
         parts: dict[str, tuple[str, list[NodeFacts]]] = {}
         for node in graph:
             layer, kind = _place(node)
-            nodes, outputs = self._node(node, arrays)
+            found, outputs = self._node(node, arrays)
             arrays |= zip(node.outputs, outputs, strict=True)
-            parts.setdefault(layer, (kind, []))[1].extend(nodes)
+            parts.setdefault(layer, (kind, []))[1].extend(found)
         for name, (kind, nodes) in parts.items():
             yield Block(name, kind, tuple(nodes))
 
@@ -156,7 +158,8 @@ class _Walk:
         if name.startswith("C") and name[1:].isdigit():
             return self._step.capacity // int(name[1:])
         raise EngineError(
-            f"graph input '{value.name}' has a dimension '{name}', expected B, S or C<ratio>; export it again."
+            f"graph input '{value.name}' has a dimension '{name}', expected B, S or C<ratio>; export it "
+            "again."
         )
 
     def _node(
@@ -251,10 +254,10 @@ def _run(node: ir.Node, inputs: list[Array | None]) -> list[Array]:
     proto = ir.to_proto(ir.Model(graph, ir_version=10))
     feeds = {f"x{i}": array for i, array in enumerate(inputs) if array is not None}
     try:
-        found: list[Array] = ReferenceEvaluator(_untyped(proto)).run(None, feeds)
+        found = ReferenceEvaluator(_untyped(proto)).run(None, feeds)
     except Exception as error:  # operators raise what their implementations raise
         raise EngineError(f"{node.name or node.op_type}: its shapes cannot be found ({error}).") from error
-    return found
+    return list(found)
 
 
 def _untyped(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -45,7 +45,7 @@ DEFAULT: tuple[ir.passes.PassBase, ...] = (
     FuseOps(fused.CSA_PREP),
     FuseOps(fused.HCA_PREP),
     # Phase 3. Bodies that nothing calls any more
-    common.RemoveUnusedFunctionsPass(),
+    common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
 )
 
 

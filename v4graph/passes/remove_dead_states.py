@@ -1,8 +1,8 @@
 """Remove state and function ports that the logits never depend on.
 
-Before: a model without CSA layers that carries `state.0.index_keys` to `next.0.index_keys`. After: neither is there.
-A state is live if the logits, or a live state's next value, are computed from it. Inputs that a layer function does
-not read and outputs that no call uses go first; weights that nothing reads any more go last.
+Before: a model without CSA layers that carries `state.0.index_keys` to `next.0.index_keys`. After: neither is
+there. A state is live if the logits, or a live state's next value, are computed from it. Inputs that a layer
+function does not read and outputs that no call uses go first; weights that nothing reads any more go last.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def _step(model: ir.Model) -> bool:
 
 
 def _calls(model: ir.Model, function: ir.Function) -> Iterator[ir.Node]:
-    for graph in (model.graph, *model.functions.values()):
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for graph in graphs:
         for node in ir.traversal.RecursiveGraphIterator(graph):
             if node.op_identifier() == function.identifier():
                 yield node

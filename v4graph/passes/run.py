@@ -18,7 +18,7 @@ Pass = ir.passes.PassBase
 
 @dataclass(frozen=True)
 class Figures:
-    """A graph in numbers: nodes outside bodies, custom ops; launches (None: unknown) and bytes of one step."""
+    """A graph in numbers: nodes outside bodies, custom ops; launches (None: unknown) and bytes of a step."""
 
     nodes: int
     custom: int

@@ -50,7 +50,8 @@ def load_passes(path: Path) -> tuple[Pass, ...]:
         raise PassError(f"--pass-file {path}: {type(error).__name__}: {error}") from error
     if not found or not all(isinstance(one, ir.passes.PassBase) for one in found):
         raise PassError(
-            f"--pass-file {path}: defines no passes; write a class derived from onnx_ir.passes.InPlacePass, or a "
+            f"--pass-file {path}: defines no passes; write a class derived from onnx_ir.passes.InPlacePass, "
+            "or a "
             "tuple PASSES of such objects (docs/writing-a-pass.md)."
         )
     return tuple(found)

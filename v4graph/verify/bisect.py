@@ -1,8 +1,9 @@
 """Find the first layer and op of a graph that do not do what their references do.
 
-Every custom op of the inlined graph is computed again by its torch reference from what it read in the graph's own
-run: activations and states as recorded, weights from the checkpoint, RoPE frequencies from the configuration. So an
-error upstream does not count against it, and a wrong constant, attribute-free body or kernel does.
+Every custom op of the inlined graph is computed again by its torch reference from what it read in the graph's
+own run: activations and states as recorded, weights from the checkpoint, RoPE frequencies from the
+configuration. So an error upstream does not count against it, and a wrong constant, attribute-free body or
+kernel does.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ DECIDED = 0.05
 
 @dataclass(frozen=True)
 class Limits:
-    """What counts as agreement: the largest difference, or (quantised) mean KL and argmax on decided tokens."""
+    """What counts as agreement: the largest difference, or if quantised KL and argmax on decided tokens."""
 
     exact: bool
     atol: float = 1e-4

@@ -1,8 +1,8 @@
 """Prove a graph pass on the spot: the graph before it and after it give the same numbers.
 
-One layer of each kind between the embedding and the head, at small shapes, on random inputs, in onnxruntime with
-the ops' bodies; bf16 graphs as their float32 twins. Where a rounding moved a top-k, both run again with selections
-forced, and what the selections are made from is compared instead.
+One layer of each kind between the embedding and the head, at small shapes, on random inputs, in onnxruntime
+with the ops' bodies; bf16 graphs as their float32 twins. Where a rounding moved a top-k, both run again with
+selections forced, and what the selections are made from is compared instead.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -120,17 +121,19 @@ class PassChecker:
 
     def _error(self, name: str, node: ir.Node, found: str, values: Mapping[str, Array]) -> PassError:
         given = {
-            value.name: values[value.name]
+            str(value.name): values[str(value.name)]
             for value in node.inputs
-            if value is not None and value.name in values
+            if value is not None and str(value.name) in values
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         place = (node.name or node.op_type).replace("/", ".")
         path = self.folder / f"{name}-{place}.npz"
-        np.savez_compressed(path, **{str(key): value for key, value in given.items()})
+        arrays: dict[str, Any] = given
+        np.savez_compressed(path, **arrays)
         return PassError(
             f"pass {name} changes the numbers: {node.name or plain_name(node.op_type)} gives {found} "
-            f"the graph before it, more than the ops' tolerance; its inputs are in {path}. Correct the pass, or leave it out with --skip {name}."
+            f"the graph before it, more than the ops' tolerance; its inputs are in {path}. Correct the "
+            f"pass, or leave it out with --skip {name}."
         )
 
 

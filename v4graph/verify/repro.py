@@ -1,8 +1,9 @@
 """A reproducer: one op that gives wrong numbers, with as little of its inputs as still shows it, in one file.
 
-An npz archive: `meta` (JSON: op, attributes, place, problem), `model` (ONNX of the one call with the bodies it
-needs), `given.*` (the reference's inputs) and `read.*` (what the graph's op read instead, where that differs).
-Inputs are cut to one slot, to one token where every token stands for itself, and to the experts that are hit.
+An npz archive: `meta` (JSON: op, attributes, place, problem), `model` (ONNX of the one call with the bodies
+it needs), `given.*` (the reference's inputs) and `read.*` (what the graph's op read instead, where that
+differs). Inputs are cut to one slot, to one token where every token stands for itself, and to the experts
+that are hit.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Repro:
             "place": self.place,
             "attributes": self.attributes,
         }
-        arrays = {f"given.{name}": array for name, array in self.given.items()}
+        arrays: dict[str, Any] = {f"given.{name}": array for name, array in self.given.items()}
         arrays |= {f"read.{name}": array for name, array in self.read.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
@@ -92,7 +93,8 @@ class Repro:
             ) from error
         if meta["version"] != spec.version:
             raise V4GraphError(
-                f"{path}: is of {spec.name} version {meta['version']}, this v4graph has version {spec.version}; "
+                f"{path}: is of {spec.name} version {meta['version']}, this v4graph has version "
+                f"{spec.version}; "
                 "verify again to get a new one."
             )
         parts = {kind: _named(arrays, f"{kind}.") for kind in ("given", "read")}
@@ -145,7 +147,9 @@ def _parts(whole: Repro, culprit: Culprit, node: ir.Node) -> Iterator[Repro]:
         place = f"{whole.place}, its {part.spec.name}"
         yield Repro(part.spec, attributes, place, given, read, model)
         results = reference(part.spec, given, attributes)
-        values |= {name: results[port.name] for port, name in zip(part.spec.outputs, part.outputs, strict=True)}
+        values |= {
+            name: results[port.name] for port, name in zip(part.spec.outputs, part.outputs, strict=True)
+        }
 
 
 def _one_call(source: ir.Model, node: ir.Node, spec: OpSpec, read: Inputs) -> bytes:
@@ -163,8 +167,9 @@ def _one_call(source: ir.Model, node: ir.Node, spec: OpSpec, read: Inputs) -> by
     graph = ir.Graph(inputs, alone.outputs, nodes=[alone], opset_imports=opsets, name="one_call")
     whole = ir.from_proto(ir.to_proto(source))
     model = ir.Model(graph, ir_version=10, functions=list(whole.functions.values()))
-    RemoveUnusedFunctionsPass()(model)
-    return ir.to_proto(model).SerializeToString(deterministic=True)
+    RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
+    data: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+    return data
 
 
 def _typed(name: str, dtype: str) -> ir.Value:

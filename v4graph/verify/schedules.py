@@ -31,7 +31,7 @@ def schedule(name: str, batch: int, tokens: int, seed: int = 0) -> list[Call]:
 
 
 def ragged(batch: int, tokens: int, generator: np.random.Generator, slack: int) -> list[Call]:
-    """Return random pieces per slot, idle slots included, with up to `slack` tokens taken back now and then."""
+    """Return random pieces per slot, idle slots included, with up to `slack` tokens taken back at times."""
     position, furthest = np.zeros(batch, np.int64), np.zeros(batch, np.int64)
     calls = []
     while (position < tokens).any():

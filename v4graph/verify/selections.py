@@ -1,7 +1,7 @@
 """Force what a top-k selects, so that two graphs are compared past a tie that a rounding broke.
 
-Before: what attends reads `rows = V4IndexTopK(q, weights, keys, freqs, start)`. After: it reads a graph input, and
-the rows are an output of the graph, to be compared by themselves.
+Before: what attends reads `rows = V4IndexTopK(q, weights, keys, freqs, start)`. After: it reads a graph
+input, and the rows are an output of the graph, to be compared by themselves.
 """
 
 from __future__ import annotations

@@ -182,7 +182,8 @@ def _engine(side: Side, batch: int, tokens: int) -> tuple[Append, Callable[[Arra
 def _fits(side: Side, manifest: Manifest, tokens: int) -> None:
     if tokens > manifest.max_seq_len:
         raise EngineError(
-            f"{side.folder}: holds {manifest.max_seq_len} tokens, the sequence has {tokens}; give fewer tokens, or "
+            f"{side.folder}: holds {manifest.max_seq_len} tokens, the sequence has {tokens}; give fewer "
+            "tokens, or "
             "export with a larger --max-seq-len."
         )
 

@@ -6,16 +6,16 @@ import numpy as np
 import onnx_ir as ir
 
 from v4graph.errors import PassError
-from v4graph.verify.pass_check import model_inputs, one_of_each_kind, run
-from v4graph.verify.pass_check import copy as copied
 from v4graph.passes.keep_layers import KeepLayers
 from v4graph.passes.run import apply
+from v4graph.verify.pass_check import copy as copied
+from v4graph.verify.pass_check import model_inputs, one_of_each_kind, run
 from v4graph.verify.random_inputs import Sizes, random_inputs
 from v4graph.verify.twin import float32_twin
 
 
 def check_layers(before: ir.Model, after: ir.Model, sizes: Sizes | None = None) -> str:
-    """The layers that stay take the same states to the same states, up to the first gap; the logits are finite.
+    """The layers up to the first gap take the same states to the same states; the logits are finite.
 
     Raises:
         PassError: names the first state that differs.
@@ -59,4 +59,4 @@ def check_last_logits(before: ir.Model, after: ir.Model, sizes: Sizes | None = N
 
 
 def _numbers(model: ir.Model) -> list[int]:
-    return sorted(int(node.name[7:]) for node in model.graph if (node.name or "").startswith("layers."))
+    return sorted(int(name[7:]) for node in model.graph if (name := node.name or "").startswith("layers."))

@@ -31,7 +31,7 @@ def _widen(value: ir.Value) -> bool:
 
 
 def _node(node: ir.Node) -> bool:
-    changed = any([_widen(value) for value in node.outputs])
+    changed = any(list(map(_widen, node.outputs)))
     for name, attribute in list(node.attributes.items()):
         if attribute.is_ref():
             continue
