@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from v4graph.config import ModelConfig
-from v4graph.launch.calls import Call, Chunk, head_calls, layer_calls
+from v4graph.launch.calls import Call, Chunk, head_calls
+from v4graph.launch.fused_calls import fused_layer_calls
 from v4graph.ops.rounding import decode_fp8
 
 CONTEXTS = (4096, 131072, 1048576 - 64)
@@ -39,10 +40,10 @@ WORKLOADS = (
 
 
 def distinct_calls(config: ModelConfig, work: Workload) -> Iterator[Call]:
-    """Yield every op call of a step once, whatever layers and weights it is for."""
+    """Yield every op call of an optimised graph's step once, whatever layers and weights it is for."""
     seen = set()
     for layer in {layer.kind: layer for layer in config.layers}.values():
-        for call in layer_calls(config, layer, work.chunk):
+        for call in fused_layer_calls(config, layer, work.chunk):
             if call.key not in seen:
                 seen.add(call.key)
                 yield call
@@ -76,7 +77,8 @@ def inputs_of(call: Call, context: int) -> list[Tensor]:
         if dtype == "int8":
             codes = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
             return torch.where(codes & 127 == 127, codes - 1, codes).view(torch.int8)
-        spread = {"fn": 0.02, "gate": 0.05, "weight": 0.05}.get(name, 1.0)
+        small = name.startswith(("compressor_w", "index_w", "weights_proj"))
+        spread = 0.05 if small else {"fn": 0.02, "gate": 0.05, "weight": 0.05}.get(name, 1.0)
         return (spread * torch.randn(shape, generator=generator)).to(getattr(torch, dtype))
 
     return [

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from v4graph.config import ModelConfig
 from v4graph.launch import PLANS, Launch
 from v4graph.launch.calls import Chunk, head_calls, layer_calls
+from v4graph.launch.fused_calls import fused_layer_calls
 from v4graph.targets import PORTABLE
 from v4graph_plugins.kernel_files import KernelFiles
 
@@ -47,7 +48,11 @@ def launches() -> Iterator[Launch]:
         config = ModelConfig.load(model)
         for layer in {layer.kind: layer for layer in config.layers}.values():
             for chunk in CHUNKS:
-                for call in (*layer_calls(config, layer, chunk), *head_calls(config, chunk)):
+                for call in (
+                    *layer_calls(config, layer, chunk),
+                    *fused_layer_calls(config, layer, chunk),
+                    *head_calls(config, chunk),
+                ):
                     yield from call.launches(PLANS).launches
 
 

@@ -27,6 +27,15 @@ def test_decode_at_full_width_gives_the_references_numbers(model: str, tmp_path:
     )
     rows = json.loads((tmp_path / "kernels.json").read_text())["rows"]
     assert {row["agrees"] for row in rows} == {"ok"}, [row for row in rows if row["agrees"] != "ok"]
-    kinds = {"V4CompressedAttention", "V4SelectedAttention", "V4RouteHash", "V4RouteTopK", "V4MoE"}
+    kinds = {
+        "V4CsaProjections",
+        "V4HcaPrep",
+        "V4HyperPostPre",
+        "V4CompressedAttention",
+        "V4SelectedAttention",
+        "V4RouteHash",
+        "V4RouteTopK",
+        "V4MoE",
+    }
     assert kinds <= {row["op"] for row in rows}
     assert (tmp_path / "kernels.md").read_text().count("\n| ") == len(rows) + 1

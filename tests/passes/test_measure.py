@@ -13,8 +13,11 @@ from v4graph.errors import EngineError
 from v4graph.launch import PLANS
 from v4graph.launch.calls import Chunk, head_calls, layer_calls
 from v4graph.launch.cost import COSTS
+from v4graph.launch.fused_calls import fused_layer_calls
 from v4graph.passes.inline_layers import InlineLayers
 from v4graph.passes.measure import Step, measure
+from v4graph.source import resolve
+from v4graph_export import ExportOptions, export_graph
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,25 @@ def test_a_fused_op_moves_no_more_than_its_parts(traced_bf16: Path, tmp_path: Pa
         if one.name.startswith("layers."):
             assert other.bytes < one.bytes
             assert other.flops == one.flops
+
+
+@pytest.mark.parametrize("name", ["nano", "flash", "pro"])
+def test_an_optimised_graph_makes_these_calls(name: str, tmp_path: Path) -> None:
+    """What the planner and the benchmarks count without a graph."""
+    config, step = ModelConfig.load(name), Step(2, 3, 500, 1024)
+    export_graph(resolve(name), tmp_path / "graph", ExportOptions(dtype="bfloat16"))
+    blocks = {block.name: block for block in measure(ir.load(tmp_path / "graph" / "model.onnx"), step)}
+    for i, layer in enumerate(config.layers):
+        calls = fused_layer_calls(config, layer, Chunk(2, 3, 1024))
+        nodes = blocks[f"layers.{i}"].nodes
+        assert sorted(call.op for call in calls) == sorted(node.op for node in nodes)
+        for call in calls:
+            assert any(
+                [tensor.shape for tensor in node.inputs] == call.shapes
+                and node.attributes == pytest.approx(call.attributes)
+                for node in nodes
+                if node.op == call.op
+            ), call
 
 
 def test_a_dimension_that_no_call_has_is_named() -> None:
