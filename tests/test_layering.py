@@ -31,6 +31,7 @@ ONNX: dict[str, frozenset[Kind]] = {
     "v4graph_plugins": ANYHOW,
     "v4graph.cli": LAZILY,
     "v4graph.verify": ANYHOW,
+    "v4graph.viewer": TYPING,
 }
 # Package -> modules that may import it, and how; the longest matching module name decides.
 OWNERS: dict[str, dict[str, frozenset[Kind]]] = {

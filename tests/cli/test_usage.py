@@ -12,7 +12,10 @@ from v4graph.cli.output import extra, size, table
 from v4graph.errors import ConfigError, EngineError
 
 Cli = Callable[..., Result]
-COMMANDS = ("export", "build", "run", "eval", "inspect", "init", "pack", "kernels", "doctor")
+COMMANDS = (
+    *("export", "optimize", "passes", "build", "run", "eval", "verify"),
+    *("inspect", "view", "init", "pack", "kernels", "doctor"),
+)
 
 
 def test_commands_are_listed_in_the_order_of_the_pipeline(cli: Cli) -> None:

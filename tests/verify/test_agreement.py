@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from graphs import export_nano
 from v4graph.verify.compare import Limits, compare
 from v4graph.verify.schedules import ragged, schedule
 
-from .conftest import Verify
+Verify = Callable[..., Result]
 
 
 def report(result: Result) -> dict[str, object]:

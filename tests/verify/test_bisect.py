@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from click.testing import Result
 from engines import NANO, Built
 from graphs import change
 
 from v4graph.config import ModelConfig
 
-from .conftest import Verify
+Verify = Callable[..., Result]
 
 
 def function(model: onnx.ModelProto, name: str) -> onnx.FunctionProto:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from graphs import export_nano
 
 from v4graph.errors import PassError
 from v4graph.passes import pipeline
+from v4graph.passes.gather_experts import GatherExperts
 from v4graph.passes.measure import Step
 from v4graph.passes.run import run_passes
 from v4graph.source import resolve
@@ -38,7 +39,7 @@ class Planted(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=True)
 
 
-def checked(path: Path, folder: Path, passes: tuple[ir.passes.PassBase, ...]) -> dict[str, str]:
+def checked(path: Path, folder: Path, passes: Sequence[ir.passes.PassBase]) -> dict[str, str]:
     model = ir.load(path / "model.onnx")
     checker = PassChecker(model, folder)
     run_passes(model, passes, Step(), checker.watch, checker.done)
@@ -65,7 +66,25 @@ def test_every_default_pass_is_equal(graph: Path, tmp_path: Path) -> None:
 
 
 def test_the_optional_passes_are_equal(plain: Path, tmp_path: Path) -> None:
-    assert checked(plain, tmp_path, pipeline.OPTIONAL[:1]) == {"InlineLayers": "equal"}
+    found = checked(plain, tmp_path, [one for one in pipeline.OPTIONAL if repr(one) == "InlineLayers"])
+    assert found == {"InlineLayers": "equal"}
+
+
+def test_gathered_experts_give_a_single_token_the_same_and_more_tokens_exactly(tmp_path: Path) -> None:
+    graph = export_nano(
+        tmp_path / "graph", numerics="exact", dtype="float32", optimize=False, max_seq_len=512
+    )
+    one = GatherExperts()
+    found = checked(graph, tmp_path, (one,))["GatherExperts"]
+    assert found.startswith("within "), found
+    assert float(found.split()[1]) < 1e-4
+    model = ir.load(graph / "model.onnx")
+    assert one(model).modified
+    assert not one(model).modified
+
+
+def test_gathered_experts_leave_quantised_ones_alone(plain: Path) -> None:
+    assert not GatherExperts()(ir.load(plain / "model.onnx")).modified
 
 
 def scaled(name: str, value: float) -> Edit:

@@ -241,8 +241,11 @@ def _table(
 def passes(as_json: bool) -> None:
     """List the graph passes: what runs by default, what on request, and the transforms.
 
-    Passes keep the numbers; transforms change what the graph gives. Your own go in with
-    `v4graph optimize --pass-file FILE`.
+    Passes keep the numbers; transforms change what the graph gives. Your own go in with --pass-file.
+
+    \b
+    v4graph passes --json
+    v4graph optimize build/nano.graph build/nano.mine --pass-file mine.py
     """
     with extra("export"):
         from v4graph.passes import pipeline

@@ -11,6 +11,7 @@ from onnx_ir.passes import common
 from v4graph.ops import fused
 from v4graph.passes.defer_hyper_post import DeferHyperPost
 from v4graph.passes.fuse_ops import FuseOps
+from v4graph.passes.gather_experts import GatherExperts
 from v4graph.passes.inline_layers import InlineLayers
 from v4graph.passes.keep_layers import KeepLayers
 from v4graph.passes.last_logits import LastLogits
@@ -51,6 +52,8 @@ DEFAULT: tuple[ir.passes.PassBase, ...] = (
 
 # Run on request only: they keep the numbers too, but are for some backends.
 OPTIONAL: tuple[ir.passes.PassBase, ...] = (
+    # For plain onnxruntime.
+    GatherExperts(),
     # For readers and tools that know no functions.
     InlineLayers(),
     common.InlinePass(),
