@@ -18,7 +18,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20}
 _LONGEST = 16 << 20
 
 
-class Tokens(click.ParamType):
+class Tokens(click.ParamType[int]):
     """A number of tokens: 4096, 128K or 1M, where K is 1024."""
 
     name = "tokens"
@@ -28,16 +28,22 @@ class Tokens(click.ParamType):
         found = re.fullmatch(r"(\d{1,9})([KM]?)", str(value).upper())
         tokens = int(found[1]) * _UNITS[found[2]] if found else -1
         if not 0 <= tokens <= _LONGEST:
-            self.fail(f"'{value}' is not a number of tokens, such as 4096, 128K or 1M (at most 16M).", param, ctx)
+            self.fail(
+                f"'{value}' is not a number of tokens, such as 4096, 128K or 1M (at most 16M).", param, ctx
+            )
         return tokens
 
 
 @click.command()
 @click.argument("path", metavar="PATH", type=click.Path(path_type=Path))
-@click.option("-o", "--output", "out", type=click.Path(path_type=Path, dir_okay=False), help="HTML file to write.")
+@click.option(
+    "-o", "--output", "out", type=click.Path(path_type=Path, dir_okay=False), help="HTML file to write."
+)
 @click.option("--against", metavar="PATH2", type=click.Path(path_type=Path), help="Show what PATH2 changes.")
 @click.option("--context", type=Tokens(), default="128K", show_default=True, help="Tokens before the step.")
-@click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True, help="Slots of the step.")
+@click.option(
+    "--batch", type=click.IntRange(1, 4096), default=1, show_default=True, help="Slots of the step."
+)
 @click.option(
     "--tokens", type=click.IntRange(1, 65536), default=1, show_default=True, help="New tokens of each slot."
 )
@@ -47,9 +53,9 @@ def view(
 ) -> None:
     """Write a page of HTML that shows a graph.
 
-    Layers by kind with their ops, shapes, bytes, FLOPs and kernel launches, the states, and a chart of bytes and
-    FLOPs by layer at contexts up to 1M tokens. With --against, also the ops of PATH beside those of PATH2. PATH is
-    a graph or engine directory; the page is one file and needs no network.
+    Layers by kind with their ops, shapes, bytes, FLOPs and kernel launches, the states, and a chart of bytes
+    and FLOPs by layer at contexts up to 1M tokens. With --against, also the ops of PATH beside those of
+    PATH2. PATH is a graph or engine directory; the page is one file and needs no network.
 
     \b
     v4graph view build/flash.graph -o flash.html
@@ -65,8 +71,8 @@ def view(
         for subject in subjects:
             if subject.model is None:
                 raise ManifestError(
-                    f"{subject.path}: a TensorRT plan has no graph to compare; give the graph directory that it "
-                    "was built from."
+                    f"{subject.path}: a TensorRT plan has no graph to compare; give the graph directory that "
+                    "it was built from."
                 )
     report = describe(subjects, context=context, **step)
     report["diff"] = compare(*report["graphs"]) if against is not None else None
@@ -75,7 +81,9 @@ def view(
     if as_json:
         print_json(report)
     elif out is not None:
-        click.echo(f"{out}: {', '.join(_line(graph) for graph in report['graphs'])}, {size(out.stat().st_size)}")
+        click.echo(
+            f"{out}: {', '.join(_line(graph) for graph in report['graphs'])}, {size(out.stat().st_size)}"
+        )
 
 
 def _open(folder: Path) -> Subject:
