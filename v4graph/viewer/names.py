@@ -83,7 +83,7 @@ class Names:
         return "constant" if name == "freqs" or name.startswith("rope.") else "activation"
 
     def role(self, inputs: Iterable[Tensor]) -> str:
-        """Return the module of the first weight: `attn.wq_a`, `hc_attn` for `hc_attn_fn`; empty without one."""
+        """Return the module of the first weight: `attn.wq_a`, `hc_attn` for `hc_attn_fn`, or nothing."""
         for tensor in inputs:
             name = plain(tensor.name)
             if name in self.weights:
