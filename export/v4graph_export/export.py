@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +21,7 @@ from v4graph import __version__
 from v4graph.config import ModelConfig
 from v4graph.errors import ExportError
 from v4graph.manifest import FloatType, Manifest, Numerics
+from v4graph.new_folder import new_folder
 from v4graph.ops import OPSET
 from v4graph.passes import pipeline
 from v4graph.passes.graph_dir import follow, op_versions
@@ -108,17 +108,8 @@ def export_graph(
     passes = pipeline.DEFAULT if options.optimize else ()
     model = compose(recipe, progress or _no_progress, passes)
     manifest = follow(_manifest(recipe, options, model), model, [name_of(one) for one in passes])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with new_folder(out) as partial:
         manifest = _write(partial, model, manifest, source)
-        partial.chmod(0o755)
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return manifest
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from v4graph import targets as known_targets
 from v4graph.errors import EngineError
 from v4graph.gpu import gpus
 from v4graph.manifest import Manifest, Plugin, Profile, TensorRTBuild
+from v4graph.new_folder import new_folder
 from v4graph.trt import Choice, TensorRT, cuda_version, load
 from v4graph_plugins.catalogue import BUNDLE, plugin_hashes, plugin_versions
 from v4graph_plugins.kernel_files import KernelFiles
@@ -204,9 +204,7 @@ def _record(
 
 
 def _save(target: Path, source: Path, engine: Manifest, plan: Plan, kernels: KernelFiles | None) -> Manifest:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    with new_folder(target) as partial:
         _write(partial / PLAN, plan.data)
         for name in engine.files:
             if name != MODEL:
@@ -218,13 +216,6 @@ def _save(target: Path, source: Path, engine: Manifest, plan: Plan, kernels: Ker
         digests = {path.relative_to(partial).as_posix(): _sha256(path) for path in files}
         engine = dataclasses.replace(engine, files=digests)
         engine.save(partial)
-        partial.chmod(0o755)
-        if target.exists():
-            target.rmdir()
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return engine
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import tempfile
 from pathlib import Path
 
 from v4graph.errors import EngineError
 from v4graph.manifest import Manifest
+from v4graph.new_folder import new_folder
 from v4graph.ort import load
 from v4graph_runtime.engine import MODEL, check_dtype, check_file, check_ops, sha256
 from v4graph_runtime.ort_backend import OrtOptions, open_model
@@ -44,15 +44,8 @@ def build_engine(
         check_file(source, manifest, name, "export it again with `v4graph export`")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise EngineError(f"{target}: exists and is not empty; remove it or choose another directory.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    with new_folder(target) as partial:
         engine = _write(partial, source, manifest, options)
-        partial.chmod(0o755)
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return engine
 
 

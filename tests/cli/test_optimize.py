@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 from click.testing import Result
+from engines import NANO
 from graphs import export_nano
 
 from v4graph.manifest import Manifest
@@ -137,3 +138,14 @@ def test_launches_are_shown_by_kind(traced: Path, cli: Cli) -> None:
     kinds = {one["kind"]: one for one in report["kinds"]}
     assert (kinds["csa_topk"]["launches"], kinds["hca_topk"]["count"]) == (31, 2)
     assert report["total"]["launches"] == 115
+
+
+def test_embedded_weights_go_along(tmp_path: Path, cli: Cli) -> None:
+    options = {"dtype": "float32", "embed_weights": True, "optimize": False, "all_logits": True}
+    graph = export_nano(tmp_path / "graph", max_seq_len=128, **options)
+    chosen = ("--passes", "DeferHyperPost,FuseHyperPostPre", "--check")
+    result = cli("optimize", graph, tmp_path / "out", *chosen)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("equal") == 2
+    agreed = cli("verify", NANO, tmp_path / "out", "--tokens", 20)
+    assert agreed.exit_code == 0, agreed.output

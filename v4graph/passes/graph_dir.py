@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +18,7 @@ import onnx_ir as ir
 
 from v4graph.errors import PassError
 from v4graph.manifest import FILE_NAME, Binding, Manifest, State
+from v4graph.new_folder import new_folder
 from v4graph.ops import DOMAIN, OPS_BY_NAME
 from v4graph.passes.facts import LAYER_PREFIX, plain_name
 
@@ -94,12 +93,11 @@ def save_graph(model: ir.Model, manifest: Manifest, source: Path, out: Path) -> 
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PassError(f"{out}: exists and is not empty; remove it or choose another directory.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with new_folder(out) as partial:
         for path in sorted(source.iterdir()):
             if path.name not in (MODEL_FILE, FILE_NAME) and path.is_file():
-                _link(path, partial / path.name)
+                # A copy: onnx refuses external data with several hard links.
+                shutil.copyfile(path, partial / path.name)
         proto = ir.to_proto(model)
         (partial / MODEL_FILE).write_bytes(proto.SerializeToString(deterministic=True))
         try:
@@ -112,17 +110,3 @@ def save_graph(model: ir.Model, manifest: Manifest, source: Path, out: Path) -> 
             if path.suffix != ".safetensors"
         }
         dataclasses.replace(manifest, files=digests).save(partial)
-        partial.chmod(0o755)
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def _link(path: Path, to: Path) -> None:
-    try:
-        os.link(path, to)
-    except OSError:  # another file system
-        shutil.copyfile(path, to)

@@ -178,8 +178,21 @@ def _agree(name: str, first: Arrays, second: Arrays, close: Closeness) -> bool:
 
 
 def copy(model: ir.Model) -> ir.Model:
-    """Return a model that shares nothing with `model`."""
-    return ir.from_proto(ir.to_proto(model))
+    """Return a model that shares nothing with `model`; weights that lie in other files become inputs."""
+    outside = [
+        name
+        for name, value in model.graph.initializers.items()
+        if isinstance(value.const_value, ir.ExternalTensor)
+    ]
+    other = ir.from_proto(ir.to_proto(model))
+    for name in outside:
+        value = other.graph.initializers.pop(name)
+        tensor = model.graph.initializers[name].const_value
+        assert tensor is not None
+        value.const_value = None
+        value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.numpy().shape)
+        other.graph.inputs.append(value)
+    return other
 
 
 def model_inputs(*models: ir.Model) -> dict[str, tuple[str, tuple[int | str, ...]]]:
