@@ -113,6 +113,18 @@ def test_what_cannot_be_compared_is_said(
     assert said in " ".join(result.output.split())
 
 
+def test_exact_against_quantised_shows_the_quantisation(
+    nano_exact: Path, nano_v4: Path, verify: Verify
+) -> None:
+    """On the text that nano knows; on random tokens it is larger, and said to be that."""
+    text = (NANO / "heldout.txt").read_text()[:800]
+    known = verify(nano_exact, nano_v4, "--checkpoint", NANO, "--prompt", text, "--schedule", "prefill")
+    assert known.exit_code == 0, known.output
+    strict = verify(nano_exact, nano_v4, "--checkpoint", NANO, "--kl", 1e-6, "--tokens", 20)
+    assert strict.exit_code == 1
+    assert "one side is exact, the other v4, and every op agrees" in strict.stdout
+
+
 def test_another_model_is_refused(oracle: Built, nano_exact: Path, verify: Verify) -> None:
     result = verify(oracle.checkpoint, nano_exact, "--checkpoint", NANO)
     assert result.exit_code == 2

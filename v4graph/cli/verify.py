@@ -158,6 +158,7 @@ def _compare(a: str, b: str, options: dict[str, Any]) -> dict[str, Any]:
     return {
         "a": first.label,
         "b": second.label,
+        "numerics": [first.numerics, second.numerics],
         "limits": dataclasses.asdict(limits),
         "schedules": rows,
         "agree": wrong is None,
@@ -340,9 +341,13 @@ def _verdict(report: dict[str, Any]) -> Iterator[str]:
         size = report["culprit"]["repro_bytes"]
         saved = report["culprit"]["repro"]
         yield f"saved in {saved} ({size:,} bytes); run it with `v4graph verify --repro FILE`"
+    elif report["numerics"][0] != report["numerics"][1]:
+        yield (
+            f"one side is {report['numerics'][0]}, the other {report['numerics'][1]}, and every op agrees with its "
+            "torch reference: what is left is the quantisation; judge it on text that the model knows (--prompt)"
+        )
     else:
         yield (
             "every op of the graph agrees with its torch reference on its own inputs: the sides have other "
-            "weights or "
-            "another configuration, or the references are wrong"
+            "weights or another configuration, or the references are wrong"
         )
