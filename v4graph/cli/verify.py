@@ -341,9 +341,9 @@ def _verdict(report: dict[str, Any]) -> Iterator[str]:
         size = report["culprit"]["repro_bytes"]
         saved = report["culprit"]["repro"]
         yield f"saved in {saved} ({size:,} bytes); run it with `v4graph verify --repro FILE`"
-    elif report["numerics"][0] != report["numerics"][1]:
+    elif len(set(kinds := report["numerics"])) > 1:
         yield (
-            f"one side is {report['numerics'][0]}, the other {report['numerics'][1]}, and every op agrees with "
+            f"one side is {kinds[0]}, the other {kinds[1]}, and every op agrees with "
             "its torch reference: what is left is the quantisation; judge it on text that the model knows "
             "(--prompt)"
         )
