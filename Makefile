@@ -27,7 +27,7 @@ demo: setup ## Checkpoint to text: export nano, build, generate, score held-out 
 	$(BIN)/v4graph eval build/nano.engine --checkpoint models/nano --text models/nano/heldout.txt --documents
 
 test: setup ## The fast tests (no GPU; at most 8 minutes on 2 cores)
-	$(BIN)/pytest -q -m "not slow and not gpu" tests
+	$(BIN)/pytest -q -n 2 -m "not slow and not gpu" tests
 
 test-slow: setup ## The slow proofs (no GPU; at most 17 minutes on 2 cores)
 	$(BIN)/pytest -q -m "slow and not gpu" tests
