@@ -1,11 +1,11 @@
 // Two graphs: totals before and after, and the aligned ops of each group of layers that changed alike.
 const SIGNS = { same: " ", changed: "~", added: "+", removed: "−" };
 
-function changeOf(before, after) {
+function changeOf(before, after, text) {
   if (before === after) return el("span", { className: "dim" }, "same");
-  const percent = before ? ` (${(((after - before) / before) * 100).toFixed(1)} %)` : "";
-  const text = `${after < before ? "−" : "+"}${countText(Math.abs(after - before))}${percent}`;
-  return el("span", { className: after < before ? "down" : "up" }, text);
+  const sign = after < before ? "−" : "+";
+  const percent = before ? ` (${sign}${Math.abs(((after - before) / before) * 100).toFixed(1)} %)` : "";
+  return el("span", { className: after < before ? "down" : "up" }, `${sign}${text(Math.abs(after - before))}${percent}`);
 }
 
 function diffTotals(left, right) {
@@ -14,11 +14,13 @@ function diffTotals(left, right) {
     ["Bytes", "bytes", bytesText], ["FLOPs", "flops", flopsText],
   ];
   const figure = (graph, key) => graph.totals[view.context][key];
-  return tableOf([
+  const table = tableOf([
     ["One step", ([title]) => title], ["Before", ([, key, text]) => text(figure(left, key)), true],
     ["After", ([, key, text]) => text(figure(right, key)), true],
-    ["Change", ([, key]) => changeOf(figure(left, key), figure(right, key)), true],
+    ["Change", ([, key, text]) => changeOf(figure(left, key), figure(right, key), text), true],
   ], rows);
+  table.className = "totals";
+  return table;
 }
 
 function diffRow(left, right, [tag, i, j, changes]) {

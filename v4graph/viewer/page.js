@@ -30,14 +30,14 @@ function drawCards(graph) {
 
 function drawStates(graph) {
   const rows = graph.states;
-  const at1 = `At ${tokensText(graph.max_seq_len)}`;
+  const own = `At ${tokensText(graph.max_seq_len)} tokens`;
   const capacity = graph.capacities[view.context];
   const columns = [
-    ["Name", (row) => el("code", {}, row.name)], ["Layers", (row) => row.label ?? row.layers], ["", (row) => `×${row.count}`, true],
+    ["Name", (row) => el("code", {}, row.name)], ["Layers", (row) => row.layers], ["", (row) => `×${row.count}`, true],
     ["Rule", (row) => (row.ratio ? `${row.rule}, ratio ${row.ratio}` : row.rule)], ["Type", (row) => row.dtype],
-    ["Rows × width", (row) => `${countText(row.rows)} × ${row.width}`, true], [at1, (row) => bytesText(row.bytes), true],
+    ["Rows × width", (row) => `${countText(row.rows)} × ${row.width}`, true], [own, (row) => bytesText(row.bytes), true],
   ];
-  if (capacity !== graph.max_seq_len) columns.push([`At ${tokensText(capacity)}`, (row) => bytesText(at(row.bytes_at, view.context)), true]);
+  if (capacity !== graph.max_seq_len) columns.push([`At ${tokensText(report.contexts[view.context])} + ${report.tokens}`, (row) => bytesText(at(row.bytes_at, view.context)), true]);
   const table = tableOf(columns, rows);
   const totals = [bytesText(sum(rows, (row) => row.bytes))];
   if (columns.length > 7) totals.push(bytesText(sum(rows, (row) => at(row.bytes_at, view.context))));
