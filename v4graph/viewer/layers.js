@@ -78,12 +78,13 @@ function tensorsOf(node) {
     ["Type", (tensor) => tensor.dtype], ["Shape", (tensor) => at(tensor.shape, view.context)],
   ];
   const box = el("div", { className: "io" });
-  if (node.inputs.length) box.append(el("h3", {}, "Inputs"), tableOf(columns, node.inputs));
-  box.append(el("h3", {}, "Outputs"), tableOf(columns, node.outputs));
+  const add = (title, table) => box.append(el("div", {}, el("h3", {}, title), table));
+  if (node.inputs.length) add("Inputs", tableOf(columns, node.inputs));
+  add("Outputs", tableOf(columns, node.outputs));
   const attributes = Object.entries(node.attributes);
   if (attributes.length) {
     const columns2 = [["Name", ([name]) => el("code", {}, name)], ["Value", ([, value]) => String(value)]];
-    box.append(el("h3", {}, "Attributes"), tableOf(columns2, attributes));
+    add("Attributes", tableOf(columns2, attributes));
   }
   return box;
 }
