@@ -34,6 +34,20 @@ DTYPE_BYTES: Mapping[str, int] = {
     "F64": 8,
 }
 
+# The first fragment found in a tensor's name says which part of the model it belongs to.
+_PARTS = (
+    ("mtp.", "multi-token prediction"),
+    ("ffn.experts.", "routed experts"),
+    ("ffn.shared_experts.", "shared experts"),
+    ("ffn.gate.", "routers"),
+    ("attn.indexer.", "indexers"),
+    ("attn.compressor.", "compressors"),
+    ("attn.", "attention"),
+    ("hc_", "hyper-connections"),
+    ("embed.", "embedding and head"),
+    ("head.", "embedding and head"),
+)
+
 
 class Role(enum.Enum):
     """How a tensor is stored: matrices may be quantised, the rest has a fixed type."""
@@ -66,6 +80,11 @@ class StoredTensor:
     def nbytes(self) -> int:
         """Size in the file."""
         return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
+
+
+def part_of(name: str) -> str:
+    """Return the part of the model that a tensor belongs to, such as "routed experts"."""
+    return next((part for fragment, part in _PARTS if fragment in name), "norms")
 
 
 def scale_name(weight: str) -> str:

@@ -16,7 +16,7 @@ from v4graph_export.bodies import attach_bodies
 from v4graph_export.flavour import Flavour
 from v4graph_export.functions import OPSETS
 from v4graph_export.layers import embed_function, head_function, layer_function
-from v4graph_export.states import layer_states
+from v4graph.states import layer_states
 
 IR_VERSION = 10
 Progress = Callable[[str, int, int], None]

@@ -30,7 +30,7 @@ from v4graph_export.bindings import model_bindings, unbound
 from v4graph_export.compose import Progress, Recipe, compose
 from v4graph_export.embed import embed_weights
 from v4graph_export.flavour import Flavour, check_flavour
-from v4graph_export.states import model_states, round_capacity
+from v4graph.states import model_states, round_capacity
 
 if TYPE_CHECKING:
     from v4graph.checkpoint import Checkpoint

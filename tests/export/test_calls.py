@@ -14,7 +14,7 @@ from v4graph.launch.cost import COSTS
 from v4graph_export import model
 from v4graph_export.bindings import head_bindings, layer_bindings
 from v4graph_export.flavour import Flavour
-from v4graph_export.states import layer_states
+from v4graph.states import layer_states
 
 CHUNK = Chunk(batch=2, tokens=5, capacity=1024)
 KINDS = [

@@ -18,19 +18,6 @@ if TYPE_CHECKING:
     from v4graph.source import Source
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1, "int32": 4, "int64": 8}
-# The first fragment found in a tensor's name says which part of the model it belongs to.
-PARTS = (
-    ("mtp.", "multi-token prediction"),
-    ("ffn.experts.", "routed experts"),
-    ("ffn.shared_experts.", "shared experts"),
-    ("ffn.gate.", "routers"),
-    ("attn.indexer.", "indexers"),
-    ("attn.compressor.", "compressors"),
-    ("attn.", "attention"),
-    ("hc_", "hyper-connections"),
-    ("embed.", "embedding and head"),
-    ("head.", "embedding and head"),
-)
 
 
 @click.command()
@@ -155,7 +142,7 @@ def _weights(bindings: Iterable[Binding]) -> dict[str, dict[str, int]]:
 
 def describe_source(source: Source) -> dict[str, Any]:
     """Return the figures of a checkpoint or of a config alone."""
-    from v4graph.inventory import inventory
+    from v4graph.inventory import inventory, part_of
 
     config, checkpoint = source.config, source.checkpoint
     if checkpoint is not None:
@@ -163,7 +150,7 @@ def describe_source(source: Source) -> dict[str, Any]:
     by_type: dict[str, dict[str, int]] = {}
     by_part: dict[str, dict[str, int]] = {}
     for tensor in inventory(config, checkpoint.weights if checkpoint else None):
-        part = next((part for fragment, part in PARTS if fragment in tensor.name), "norms")
+        part = part_of(tensor.name)
         for rows, key in ((by_type, tensor.dtype), (by_part, part)):
             row = rows.setdefault(key, {"tensors": 0, "bytes": 0})
             row["tensors"] += 1

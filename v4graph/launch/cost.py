@@ -1,6 +1,7 @@
 """Bytes and FLOPs that an op call cannot do without: the floor under its time.
 
 Bytes count every tensor once, as if caches were perfect, and of a cache only the entries that are visible.
+Attention is causal: each token of a chunk is charged with what it sees.
 FLOPs count a multiplication and an addition as two. Expressions as in launch plans, over the symbols of a
 `Call` and `context`, the tokens of each slot before the chunk.
 """
@@ -16,6 +17,8 @@ from v4graph.launch.expression import evaluate
 from v4graph.launch.plan import ITEM_BYTES
 from v4graph.ops.fused import FUSED_OPS
 
+CSA_RATIO = 4
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -28,6 +31,8 @@ class Cost:
     def of(self, call: Call, context: int = 0) -> tuple[int, int]:
         """Return (bytes, FLOPs) of one call."""
         symbols: dict[str, int] = {
+            # V4SelectedAttention is not told how many tokens a row stands for; others have the attribute.
+            "ratio": CSA_RATIO,
             **call.sizes,
             **{name: value for name, value in call.attributes.items() if isinstance(value, int)},
             "context": context,
@@ -67,7 +72,26 @@ def _sizes(call: Call) -> list[int]:
 
 _QO = "4*T*H*Dh"
 _NEAR = "B*(min(context, window) + S)*Dh*2"
-_WINDOW = {"keys": "min(window, context + S)"}
+
+
+def _pairs(name: str, ratio: str, most: str) -> dict[str, str]:
+    """Lets that end in `name`: min(most, t // ratio) summed over the chunk's tokens t, the first token being 1.
+
+    With n = `ratio`*`most` tokens or fewer the sum of t // ratio is ratio*q*(q - 1)/2 + q*(n - q*ratio + 1)
+    for q = n // ratio; every token after them adds `most`.
+    """
+    lets = {f"{name}_full": f"({ratio})*({most})"}
+    for end, tokens in (("0", "context"), ("1", "(context + S)")):
+        n, q = f"{name}_n{end}", f"{name}_q{end}"
+        lets[n] = f"min({tokens}, {name}_full)"
+        lets[q] = f"{n}//({ratio})"
+        lets[f"{name}_{end}"] = (
+            f"({ratio})*{q}*({q} - 1)//2 + {q}*({n} - {q}*({ratio}) + 1) + ({tokens} - {n})*({most})"
+        )
+    return {**lets, name: f"{name}_1 - {name}_0"}
+
+
+_NEAR_PAIRS = _pairs("near", "1", "window")
 
 COSTS: Mapping[str, Cost | PartsCost] = {
     "V4HyperPre": Cost("T*(8*D + 2*D + 80) + 24*4*D*4", "T*(2*24*4*D + 8*4*D)", {}),
@@ -88,19 +112,19 @@ COSTS: Mapping[str, Cost | PartsCost] = {
     ),
     "V4IndexTopK": Cost(
         "B*visible*C*2 + 2*T*(Q + Hi) + 4*T*topk",
-        "2*T*visible*Q",
-        {"visible": "min(N, (context + S)//ratio)"},
+        "2*B*pairs*Q",
+        {"visible": "min(N, (context + S)//ratio)", **_pairs("pairs", "ratio", "N")},
     ),
-    "V4WindowAttention": Cost(f"{_QO} + {_NEAR}", "4*T*H*Dh*keys", _WINDOW),
+    "V4WindowAttention": Cost(f"{_QO} + {_NEAR}", "4*B*near*H*Dh", _NEAR_PAIRS),
     "V4CompressedAttention": Cost(
         f"{_QO} + {_NEAR} + B*far*Dh*2",
-        "4*T*H*Dh*(keys + far)",
-        {**_WINDOW, "far": "min(N, (context + S)//ratio)"},
+        "4*B*(near + pairs)*H*Dh",
+        {**_NEAR_PAIRS, "far": "min(N, (context + S)//ratio)", **_pairs("pairs", "ratio", "N")},
     ),
     "V4SelectedAttention": Cost(
-        f"{_QO} + {_NEAR} + min(T*far, B*N)*Dh*2",
-        "4*T*H*Dh*(keys + far)",
-        {**_WINDOW, "far": "min(K, N)"},
+        f"{_QO} + {_NEAR} + B*min(S*far, N)*Dh*2",
+        "4*B*(near + pairs)*H*Dh",
+        {**_NEAR_PAIRS, "far": "min(K, N, (context + S)//ratio)", **_pairs("pairs", "ratio", "min(K, N)")},
     ),
     "V4RouteTopK": Cost("2*E*D + 2*T*D + 8*T*topk", "2*T*E*D", {}),
     "V4RouteHash": Cost("2*min(E, T*K)*D + 2*T*D + 16*T*K", "2*T*K*D", {}),

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from v4graph.config import Layer, ModelConfig
-from v4graph.launch.calls import Call, Chunk, layer_calls
+from v4graph.launch.calls import Call, Chunk, head_calls, layer_calls
 
 _KEPT = (
     "V4WindowAttention",
@@ -37,6 +37,12 @@ def fused_layer_calls(config: ModelConfig, layer: Layer, chunk: Chunk) -> list[C
     attend = next(call for op, call in kept.items() if op.endswith("Attention"))
     output = [kept["V4Fp8GroupedOutput"], calls["V4Fp8Linear", "attn.wo_b"]]
     return [hyper[0], *_attention(calls, layer), *select, attend, *output, hyper[1], route, experts]
+
+
+def fused_head_calls(config: ModelConfig, chunk: Chunk) -> list[Call]:
+    """Return the calls of the head: what the last layer left to V4HyperPost, then the last token's logits."""
+    streams = {**chunk.sizes, "D": config.hidden_size}
+    return [Call("V4HyperPost", "hc_ffn", streams, {}), *head_calls(config, chunk)]
 
 
 def _of(call: Call) -> dict[str, Any]:

@@ -1,0 +1,188 @@
+"""FLOPs, bytes and launches of one step, by part of the model, from the op calls of an optimised graph.
+
+FLOPs are those of `v4graph.launch.cost`, two per multiplication and addition. Bytes are floors too: every weight and
+cache row once. Launches are those of the launch plans and of the native layers of embedding and head.
+Source of the FP8 equivalents: DeepSeek-V4's technical report counts bf16 attention twice and FP4 index keys half.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from v4graph.config import Layer, ModelConfig
+from v4graph.launch import PLANS
+from v4graph.launch.calls import Call, Chunk, head_calls, layer_calls
+from v4graph.launch.cost import COSTS
+from v4graph.launch.fused_calls import fused_head_calls, fused_layer_calls
+from v4graph.planning.cache import CacheFormat, layer_state
+
+# What TensorRT runs as layers of its own: look the ids up and make four streams; pick each slot's last token.
+NATIVE_EMBED, NATIVE_HEAD = 10, 12
+CAPACITY_STEP = 128
+PARTS = ("linear", "attention", "indexer", "compressor", "hyper-connections", "experts")
+_BF16 = CacheFormat("bf16", "bf16")
+_INDEX_WEIGHT: Mapping[str, float] = {"fp4": 0.5, "fp8": 1, "bf16": 2, "fp32": 4}
+_KV_WEIGHT = 2
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of the model: `batch` slots with `tokens` new tokens each and `context` before them."""
+
+    batch: int
+    tokens: int
+    context: int
+
+    @property
+    def chunk(self) -> Chunk:
+        """The chunk, with room for context and tokens and no more."""
+        end = self.context + self.tokens
+        return Chunk(self.batch, self.tokens, -(-end // CAPACITY_STEP) * CAPACITY_STEP)
+
+
+@dataclass(frozen=True)
+class OpWork:
+    """One op call of an optimised graph; `layer` is None in the head."""
+
+    op: str
+    layer: Layer | None
+    bytes: int
+    flops: int
+    launches: int
+    workspace: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """A step of the whole model.
+
+    `ops` maps each distinct op call to how often it runs; `cache_bytes` are the part of `bytes` that is read from
+    caches, by kind of row.
+    """
+
+    step: Step
+    ops: Mapping[OpWork, int]
+    flops: Mapping[str, int]
+    fp8_flops: float
+    cache_bytes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that the step moves."""
+        return sum(op.bytes * count for op, count in self.ops.items())
+
+    @property
+    def launches(self) -> int:
+        """Kernel launches of the step, native layers included."""
+        return NATIVE_EMBED + NATIVE_HEAD + sum(op.launches * count for op, count in self.ops.items())
+
+    @property
+    def workspace(self) -> int:
+        """Bytes of the largest workspace; ops share one."""
+        return max(op.workspace for op in self.ops)
+
+    @property
+    def total_flops(self) -> int:
+        """FLOPs of the step."""
+        return sum(self.flops.values())
+
+
+def work(config: ModelConfig, step: Step, cache: CacheFormat) -> Work:
+    """Count one step."""
+    ops: Counter[OpWork] = Counter()
+    flops: Counter[str] = Counter(dict.fromkeys(PARTS, 0))
+    rows: Counter[str] = Counter()
+    equivalents = 0.0
+    for layer, count in Counter(config.layers).items():
+        for call in fused_layer_calls(config, layer, step.chunk):
+            ops[_op(config, layer, call, step, cache)] += count
+        for name, nbytes in cache_rows(config, layer, step, cache).items():
+            rows[name] += count * nbytes
+        for part, amount, weight in _flops(layer_calls(config, layer, step.chunk), layer, step, cache):
+            flops[part] += count * amount
+            equivalents += count * amount * weight
+    for call in fused_head_calls(config, step.chunk):
+        ops[_op(config, None, call, step, cache)] += 1
+    for part, amount, weight in _flops(head_calls(config, step.chunk), None, step, cache):
+        flops[part] += amount
+        equivalents += amount * weight
+    return Work(step, ops, dict(flops), equivalents, dict(rows))
+
+
+def cache_rows(config: ModelConfig, layer: Layer, step: Step, cache: CacheFormat) -> dict[str, int]:
+    """Return the bytes that one layer reads from each of its caches."""
+    end = step.context + step.tokens
+    kv = cache.kv_row(config)
+    found = {"window": step.batch * min(step.context, config.sliding_window) * kv}
+    if layer.attention == "hca":
+        found["compressed (HCA)"] = step.batch * (end // layer.ratio) * kv
+    elif layer.attention == "csa":
+        visible = end // layer.ratio
+        chosen = min(step.tokens * min(config.index_topk, visible), visible)
+        found["compressed (CSA)"] = step.batch * chosen * kv
+        found["index keys"] = step.batch * visible * cache.index_row(config)
+    return found
+
+
+def _op(config: ModelConfig, layer: Layer | None, call: Call, step: Step, cache: CacheFormat) -> OpWork:
+    call = _with_ratio(call, layer)
+    nbytes, flops = COSTS[call.op].of(call, step.context)
+    if layer is not None:
+        # The cost formulas count rows of a bf16 graph.
+        plain, chosen = (cache_rows(config, layer, step, kind) for kind in (_BF16, cache))
+        nbytes += sum(chosen[name] - plain[name] for name in chosen if _reads(call.op, name))
+    made = _without_ratio(call).launches(PLANS)
+    return OpWork(call.op, layer, nbytes, flops, len(made.launches), made.workspace)
+
+
+def _reads(op: str, rows: str) -> bool:
+    return op == "V4IndexTopK" if rows == "index keys" else op.endswith("Attention")
+
+
+def _with_ratio(call: Call, layer: Layer | None) -> Call:
+    known = layer is None or call.op != "V4SelectedAttention"
+    return call if layer is None or known else replace(call, sizes={**call.sizes, "ratio": layer.ratio})
+
+
+def _without_ratio(call: Call) -> Call:
+    return replace(call, sizes={name: size for name, size in call.sizes.items() if name != "ratio"})
+
+
+def _flops(
+    calls: list[Call], layer: Layer | None, step: Step, cache: CacheFormat
+) -> Iterator[tuple[str, int, float]]:
+    """Yield part, FLOPs and FP8 equivalents per FLOP of each call."""
+    for call in calls:
+        flops = COSTS[call.op].of(_with_ratio(call, layer), step.context)[1]
+        weight: float = 1
+        if call.op == "V4IndexTopK":
+            weight = _INDEX_WEIGHT[cache.index]
+        elif call.op.endswith("Attention"):
+            weight = _KV_WEIGHT
+        yield part_of_call(call), flops, weight
+
+
+def part_of_call(call: Call) -> str:
+    """Return the part of the model that an unfused op call belongs to."""
+    if call.role.startswith("attn.indexer"):
+        return "indexer"
+    if call.role.startswith("attn.compressor"):
+        return "compressor"
+    if call.op.startswith("V4Hyper"):
+        return "hyper-connections"
+    if call.role.startswith("ffn"):
+        return "experts"
+    return "attention" if "Attention" in call.op or call.op == "V4RmsNorm" else "linear"
+
+
+def state_bytes_by_kind(
+    config: ModelConfig, cache: CacheFormat, capacity: int
+) -> Iterator[tuple[str, int, int, int, float]]:
+    """Yield kind of layer, layers, state bytes of one, its caches' part, and its bytes per token."""
+    for name in ("window", "csa", "hca"):
+        layers = [layer for layer in config.layers if layer.attention == name]
+        if layers:
+            state = layer_state(config, layers[0], cache)
+            yield name, len(layers), state.total(capacity), state.cache(capacity), state.per_token
