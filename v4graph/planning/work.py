@@ -7,6 +7,7 @@ Source of the FP8 equivalents: DeepSeek-V4's technical report counts bf16 attent
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -89,26 +90,32 @@ class Work:
         return sum(self.flops.values())
 
 
+@functools.lru_cache(maxsize=512)
 def work(config: ModelConfig, step: Step, cache: CacheFormat) -> Work:
     """Count one step."""
     ops: Counter[OpWork] = Counter()
-    flops: Counter[str] = Counter(dict.fromkeys(PARTS, 0))
     rows: Counter[str] = Counter()
-    equivalents = 0.0
     for layer, count in Counter(config.layers).items():
         for call in fused_layer_calls(config, layer, step.chunk):
             ops[_op(config, layer, call, step, cache)] += count
         for name, nbytes in cache_rows(config, layer, step, cache).items():
             rows[name] += count * nbytes
-        for part, amount, weight in _flops(layer_calls(config, layer, step.chunk), layer, step, cache):
-            flops[part] += count * amount
-            equivalents += count * amount * weight
     for call in fused_head_calls(config, step.chunk):
         ops[_op(config, None, call, step, cache)] += 1
-    for part, amount, weight in _flops(head_calls(config, step.chunk), None, step, cache):
-        flops[part] += amount
-        equivalents += amount * weight
-    return Work(step, ops, dict(flops), equivalents, dict(rows))
+    return Work(step, ops, *flops_by_part(config, step, cache), dict(rows))
+
+
+def flops_by_part(config: ModelConfig, step: Step, cache: CacheFormat) -> tuple[dict[str, int], float]:
+    """Return the FLOPs of a step by part, and in FP8 equivalents together; `step` may be any length."""
+    flops = dict.fromkeys(PARTS, 0)
+    equivalents = 0.0
+    kinds: list[tuple[Layer | None, int]] = [(None, 1), *Counter(config.layers).items()]
+    for layer, count in kinds:
+        calls = layer_calls(config, layer, step.chunk) if layer else head_calls(config, step.chunk)
+        for part, amount, weight in _flops(calls, layer, step, cache):
+            flops[part] += count * amount
+            equivalents += count * amount * weight
+    return flops, equivalents
 
 
 def cache_rows(config: ModelConfig, layer: Layer, step: Step, cache: CacheFormat) -> dict[str, int]:

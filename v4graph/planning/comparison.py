@@ -1,0 +1,69 @@
+"""V4 against DeepSeek-V3.2 at one context, for every cache precision: bytes and FLOPs, as published ratios count them.
+
+FLOPs of the ratios are 2 per active parameter, plus scores of the indexer, plus attention over the window and the
+selected or compressed rows. Source: DeepSeek-V4's technical report; docs/planning.md has the derivation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from v4graph.config import ModelConfig
+from v4graph.planning import reference
+from v4graph.planning.cache import CacheFormat, bytes_per_token
+from v4graph.planning.weights import parameters
+
+FORMATS = (
+    CacheFormat("fp8", "fp4"),
+    CacheFormat("fp8", "fp8"),
+    CacheFormat("bf16", "bf16"),
+    CacheFormat("fp32", "fp32"),
+)
+_INDEX_WEIGHT = {"fp4": 0.5, "fp8": 1.0, "bf16": 2.0, "fp32": 4.0}
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One cache precision against V3.2: bytes per token, bytes at the context, FLOPs raw and as FP8."""
+
+    cache: CacheFormat
+    bytes_per_token: float
+    bytes: int
+    cache_ratio: float
+    flops_ratio: float
+    fp8_flops: float
+    fp8_ratio: float
+
+
+def published_flops(config: ModelConfig, context: int) -> dict[str, int]:
+    """Return the FLOPs of one decoded token that sees `context` tokens, as the published ratio counts them."""
+    heads, width, window = config.num_attention_heads, config.head_dim, config.sliding_window
+    indexer = attention = 0
+    for layer in config.layers:
+        seen = {"window": 0, "csa": config.index_topk, "hca": context // max(layer.ratio, 1)}
+        attention += 2 * heads * 2 * width * (window + seen[layer.attention])
+        if layer.attention == "csa":
+            indexer += 2 * config.index_n_heads * config.index_head_dim * context // layer.ratio
+    return {"linear": 2 * parameters(config).active, "indexer": indexer, "attention": attention}
+
+
+def compare(config: ModelConfig, context: int) -> list[Ratio]:
+    """Return the ratios of every cache precision."""
+    parts = published_flops(config, context)
+    raw = sum(parts.values()) / sum(reference.flops(context).values())
+    found = []
+    for cache in FORMATS:
+        equivalents = parts["linear"] + 2 * parts["attention"] + _INDEX_WEIGHT[cache.index] * parts["indexer"]
+        per_token = bytes_per_token(config, cache)
+        found.append(
+            Ratio(
+                cache=cache,
+                bytes_per_token=per_token,
+                bytes=int(per_token * context),
+                cache_ratio=per_token / reference.BYTES_PER_TOKEN,
+                flops_ratio=raw,
+                fp8_flops=equivalents,
+                fp8_ratio=equivalents / reference.fp8_flops(context),
+            )
+        )
+    return found
