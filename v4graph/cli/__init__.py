@@ -19,6 +19,7 @@ from v4graph.cli.export import export
 from v4graph.cli.inspect import inspect
 from v4graph.cli.kernels import kernels
 from v4graph.cli.optimize import optimize, passes
+from v4graph.cli.plan import plan
 from v4graph.cli.verify import verify
 from v4graph.cli.view import view
 from v4graph.errors import V4GraphError
@@ -65,7 +66,7 @@ def main() -> None:
 
 
 for _command in (
-    *(export, optimize, passes, build, run, evaluate, verify),
+    *(plan, export, optimize, passes, build, run, evaluate, verify),
     *(inspect, view, init, pack, kernels, doctor),
 ):
     main.add_command(_command)

@@ -32,7 +32,7 @@ class CacheFormat:
     @property
     def exists(self) -> bool:
         """Whether v4graph exports graphs with such caches, or the bytes are a prediction."""
-        return self.kv == self.index
+        return self.kv == self.index and self.kv in _ITEM
 
     def kv_row(self, config: ModelConfig) -> int:
         """Return the bytes of one latent row.
@@ -51,7 +51,14 @@ class CacheFormat:
         packed = {"fp4": width // 2 + width // _FP4_GROUP, "fp8": width + 4}
         return packed[self.index] if self.index in packed else width * _ITEM[self.index]
 
+    @property
+    def index_flop_weight(self) -> float:
+        """FP8 equivalents of one FLOP of the indexer's scores: its rate follows the keys' precision."""
+        return {"fp4": 0.5, "fp8": 1, "bf16": 2, "fp32": 4}[self.index]
 
+
+# The technical report counts attention, whose products are bf16 whatever its rows are stored as, twice.
+ATTENTION_FLOP_WEIGHT = 2
 PACKED = CacheFormat("fp8", "fp4")
 
 

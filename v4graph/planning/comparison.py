@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from v4graph.config import ModelConfig
 from v4graph.planning import reference
-from v4graph.planning.cache import CacheFormat, bytes_per_token
+from v4graph.planning.cache import ATTENTION_FLOP_WEIGHT, CacheFormat, bytes_per_token
 from v4graph.planning.weights import parameters
 
 FORMATS = (
@@ -19,7 +19,6 @@ FORMATS = (
     CacheFormat("bf16", "bf16"),
     CacheFormat("fp32", "fp32"),
 )
-_INDEX_WEIGHT = {"fp4": 0.5, "fp8": 1.0, "bf16": 2.0, "fp32": 4.0}
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,10 @@ def compare(config: ModelConfig, context: int) -> list[Ratio]:
     parts = published_flops(config, context)
     raw = sum(parts.values()) / sum(reference.flops(context).values())
     found = []
+    equivalents: float
     for cache in FORMATS:
-        equivalents = parts["linear"] + 2 * parts["attention"] + _INDEX_WEIGHT[cache.index] * parts["indexer"]
+        equivalents = parts["linear"] + ATTENTION_FLOP_WEIGHT * parts["attention"]
+        equivalents += cache.index_flop_weight * parts["indexer"]
         per_token = bytes_per_token(config, cache)
         found.append(
             Ratio(

@@ -63,10 +63,12 @@ def step_seconds(done: Work, gpu: GpuSpec, assume: Assumptions) -> float:
     return seconds + done.launches * assume.launch_us * 1e-6
 
 
-def load_seconds(nbytes: int, gpus: int, gpu: GpuSpec, assume: Assumptions) -> tuple[float, float]:
-    """Return seconds to load weights from disk, and from the page cache: one link to the host per GPU."""
-    over_links = nbytes / (gpus * gpu.host_gb_s * 1e9)
-    return max(nbytes / (assume.disk_gb_s * 1e9), over_links), over_links
+def load_seconds(
+    nbytes: int, placement: Placement, gpu: GpuSpec, assume: Assumptions
+) -> tuple[float, float]:
+    """Return seconds to load weights from disk, and from the page cache: the fullest GPU's over its link."""
+    over_link = placement.largest.weights / (gpu.host_gb_s * 1e9)
+    return max(nbytes / (assume.disk_gb_s * 1e9), over_link), over_link
 
 
 def _op_seconds(op: OpWork, gpu: GpuSpec, assume: Assumptions, share: float = 1) -> float:

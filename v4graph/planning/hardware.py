@@ -39,6 +39,11 @@ class GpuSpec:
         """Bytes of memory."""
         return int(self.memory_gb * 1e9)
 
+    @property
+    def shares_memory(self) -> bool:
+        """Whether its memory is the host's, so that nothing is gained by leaving weights there."""
+        return self.host_gb_s >= self.bandwidth_gb_s
+
 
 @functools.cache
 def known() -> Mapping[str, GpuSpec]:

@@ -23,6 +23,7 @@ from v4graph.planning.weights import parameters, plan_format, tally
 from v4graph.planning.work import CAPACITY_STEP, Step, flops_by_part, work
 
 MOST_BATCH = 4096
+_SPLITS: tuple[Kind, ...] = ("pipeline", "expert parallel")
 # Plans of nano, Flash and Pro built by TensorRT for RTX 1.7: a line through their bytes and peak memory.
 _PLAN_BYTES, _PLAN_BYTES_PER_OP = 700_000, 26_450
 _BUILD_BYTES, _BUILD_BYTES_PER_OP = 284_000_000, 228_000
@@ -186,7 +187,7 @@ def _engine(config: ModelConfig, load: Load) -> dict[str, Any]:
 
 
 def _kinds(gpus: int) -> tuple[Kind, ...]:
-    return ("one GPU",) if gpus == 1 else ("pipeline", "expert parallel")
+    return ("one GPU",) if gpus == 1 else _SPLITS
 
 
 def _described(placement: Placement, gpu: GpuSpec) -> dict[str, Any]:
@@ -226,11 +227,12 @@ def _placement(
 
 def _nearest(placer: Placer, request: Request) -> Iterator[tuple[Placement, GpuSpec]]:
     """Yield what would do: more of the same GPU, its host's memory, one other GPU."""
-    for kind in ("pipeline", "expert parallel"):
-        found = placer.fewest(kind, request.gpu)  # type: ignore[arg-type]
+    for kind in _SPLITS:
+        found = placer.fewest(kind, request.gpu)
         if found is not None:
             yield found, request.gpu
-    if (host := placer.host_experts()).fits(request.gpu):
+    host = placer.host_experts()
+    if host.fits(request.gpu) and not request.gpu.shares_memory:
         yield host, request.gpu
     one = placer.one()
     for gpu in sorted(known().values(), key=lambda gpu: gpu.memory):
@@ -271,9 +273,7 @@ def _estimates(
     for split, on in chosen or list(_nearest(placer, request)):
         found = estimate(config, load, split, on, request.assume)
         bound = estimate(config, load, split, on, BOUND)
-        disk, cached = load_seconds(
-            placer.resident.total - split.host, len(split.gpus), on, request.assume
-        )
+        disk, cached = load_seconds(placer.resident.total, split, on, request.assume)
         row = {
             "kind": split.kind,
             "gpu": on.name,

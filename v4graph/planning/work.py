@@ -17,15 +17,13 @@ from v4graph.launch import PLANS
 from v4graph.launch.calls import Call, Chunk, head_calls, layer_calls
 from v4graph.launch.cost import COSTS
 from v4graph.launch.fused_calls import fused_head_calls, fused_layer_calls
-from v4graph.planning.cache import CacheFormat, layer_state
+from v4graph.planning.cache import ATTENTION_FLOP_WEIGHT, CacheFormat
 
 # What TensorRT runs as layers of its own: look the ids up and make four streams; pick each slot's last token.
 NATIVE_EMBED, NATIVE_HEAD = 10, 12
 CAPACITY_STEP = 128
 PARTS = ("linear", "attention", "indexer", "compressor", "hyper-connections", "experts")
 _BF16 = CacheFormat("bf16", "bf16")
-_INDEX_WEIGHT: Mapping[str, float] = {"fp4": 0.5, "fp8": 1, "bf16": 2, "fp32": 4}
-_KV_WEIGHT = 2
 
 
 @dataclass(frozen=True)
@@ -165,9 +163,9 @@ def _flops(
         flops = COSTS[call.op].of(_with_ratio(call, layer), step.context)[1]
         weight: float = 1
         if call.op == "V4IndexTopK":
-            weight = _INDEX_WEIGHT[cache.index]
+            weight = cache.index_flop_weight
         elif call.op.endswith("Attention"):
-            weight = _KV_WEIGHT
+            weight = ATTENTION_FLOP_WEIGHT
         yield part_of_call(call), flops, weight
 
 
@@ -182,14 +180,3 @@ def part_of_call(call: Call) -> str:
     if call.role.startswith("ffn"):
         return "experts"
     return "attention" if "Attention" in call.op or call.op == "V4RmsNorm" else "linear"
-
-
-def state_bytes_by_kind(
-    config: ModelConfig, cache: CacheFormat, capacity: int
-) -> Iterator[tuple[str, int, int, int, float]]:
-    """Yield kind of layer, layers, state bytes of one, its caches' part, and its bytes per token."""
-    for name in ("window", "csa", "hca"):
-        layers = [layer for layer in config.layers if layer.attention == name]
-        if layers:
-            state = layer_state(config, layers[0], cache)
-            yield name, len(layers), state.total(capacity), state.cache(capacity), state.per_token
