@@ -15,7 +15,7 @@ setup: $(STAMP) ## Make .venv and install v4graph with every extra (once)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[export,ort,rtx,hub,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[export,ort,rtx,hub,plan,dev]'
 	@touch $@
 
 demo: setup ## Checkpoint to text: export nano, build, generate, score held-out chapters

@@ -11,12 +11,12 @@ from v4graph.config import Layer, ModelConfig
 from v4graph.manifest import Binding, State, TensorContract
 from v4graph.ops import DOMAIN
 from v4graph.passes.run import Pass, apply
+from v4graph.states import layer_states
 from v4graph_export.bindings import LAYER_PREFIX, head_bindings, layer_bindings
 from v4graph_export.bodies import attach_bodies
 from v4graph_export.flavour import Flavour
 from v4graph_export.functions import OPSETS
 from v4graph_export.layers import embed_function, head_function, layer_function
-from v4graph.states import layer_states
 
 IR_VERSION = 10
 Progress = Callable[[str, int, int], None]

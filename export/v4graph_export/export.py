@@ -26,11 +26,11 @@ from v4graph.ops import OPSET
 from v4graph.passes import pipeline
 from v4graph.passes.graph_dir import follow, op_versions
 from v4graph.passes.run import name_of
+from v4graph.states import model_states, round_capacity
 from v4graph_export.bindings import model_bindings, unbound
 from v4graph_export.compose import Progress, Recipe, compose
 from v4graph_export.embed import embed_weights
 from v4graph_export.flavour import Flavour, check_flavour
-from v4graph.states import model_states, round_capacity
 
 if TYPE_CHECKING:
     from v4graph.checkpoint import Checkpoint

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from v4graph.config import Layer, ModelConfig
 from v4graph.manifest import Binding, State
+from v4graph.states import layer_states
 from v4graph_export import model
 from v4graph_export.bindings import head_bindings, layer_bindings
 from v4graph_export.flavour import Flavour
 from v4graph_export.functions import FakeInput, to_function, trace
-from v4graph.states import layer_states
 
 # Example sizes of the symbolic axes: any that keep every derived size at 2 or more.
 _BATCH, _TOKENS, _ROWS = 2, 389, 533

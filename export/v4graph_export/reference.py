@@ -14,11 +14,11 @@ from torch import Tensor
 
 from v4graph.checkpoint import Checkpoint
 from v4graph.config import ModelConfig
+from v4graph.states import layer_states, round_capacity
 from v4graph_export import model
 from v4graph_export.bindings import LAYER_PREFIX, head_bindings, layer_bindings, model_bindings
 from v4graph_export.flavour import Flavour
 from v4graph_export.registration import TORCH_DTYPES
-from v4graph.states import layer_states, round_capacity
 
 
 def checkpoint_weights(checkpoint: Checkpoint, flavour: Flavour) -> dict[str, Tensor]:

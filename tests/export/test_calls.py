@@ -11,10 +11,10 @@ from v4graph.config import Layer, ModelConfig
 from v4graph.launch import PLANS
 from v4graph.launch.calls import Call, Chunk, head_calls, layer_calls
 from v4graph.launch.cost import COSTS
+from v4graph.states import layer_states
 from v4graph_export import model
 from v4graph_export.bindings import head_bindings, layer_bindings
 from v4graph_export.flavour import Flavour
-from v4graph.states import layer_states
 
 CHUNK = Chunk(batch=2, tokens=5, capacity=1024)
 KINDS = [

@@ -16,7 +16,7 @@ _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
 Row = list[str | int]
 
 
-class Tokens(click.ParamType):
+class Tokens(click.ParamType[int]):
     """A number of tokens: 8192, 128K (times 1,024) or 1M (times 1,048,576)."""
 
     name = "tokens"
@@ -40,7 +40,7 @@ class Tokens(click.ParamType):
     type=click.Choice(get_args(KvType)),
     default="bf16",
     show_default=True,
-    help="Rows of the window and compressed caches; fp8 is the packed 584-byte row, which no graph holds yet.",
+    help="Rows of the window and compressed caches; fp8: packed, 584 bytes, which no graph holds yet.",
 )
 @click.option(
     "--index-keys",
@@ -51,10 +51,14 @@ class Tokens(click.ParamType):
     "--gpu",
     default="h200",
     show_default=True,
-    help="h100-80g, h200, b200, rtx5090, ..., or a .toml file with the figures of one; --list-gpus shows all.",
+    help="h100-80g, h200, b200, rtx5090, ..., or a .toml file of one's figures; --list-gpus shows all.",
 )
-@click.option("--gpus", default=1, show_default=True, help="How many of them; a plan that does not fit exits 1.")
-@click.option("--price", type=float, metavar="USD", help="Price of one GPU hour: adds USD per million tokens.")
+@click.option(
+    "--gpus", default=1, show_default=True, help="How many of them; a plan that does not fit exits 1."
+)
+@click.option(
+    "--price", type=float, metavar="USD", help="Price of one GPU hour: adds USD per million tokens."
+)
 @click.option("--launch-us", default=3.7, show_default=True, help="Assumed cost of one kernel launch.")
 @click.option("--bandwidth-share", default=0.7, show_default=True, help="Assumed share of the bandwidth.")
 @click.option("--compute-share", default=0.5, show_default=True, help="Assumed share of the bf16 rate.")
@@ -69,7 +73,13 @@ class Tokens(click.ParamType):
 @allow_unknown_option
 @json_option
 def plan(
-    model: str, context: int, batch: int, allow_unknown: bool, as_json: bool, html: Path | None, **options: Any
+    model: str,
+    context: int,
+    batch: int,
+    allow_unknown: bool,
+    as_json: bool,
+    html: Path | None,
+    **options: Any,
 ) -> None:
     """Show what a model needs and where it fits, from its config.json alone.
 
@@ -145,7 +155,7 @@ def _gpus(ctx: click.Context, wanted: bool) -> None:
     from v4graph.planning.hardware import known
 
     head = ["name", "GPU", "target", "memory", "bandwidth", "bf16 TFLOP/s", "fp8", "fp4"]
-    rows: list[Row] = [
+    rows = [
         [gpu.name, gpu.title, gpu.target, f"{gpu.memory_gb} GB", f"{gpu.bandwidth_gb_s} GB/s"]
         + [f"{rate or '-'}" for rate in (gpu.bf16_tflops, gpu.fp8_tflops, gpu.fp4_tflops)]
         for gpu in known().values()
@@ -194,7 +204,15 @@ def _model(report: dict[str, Any]) -> Iterator[str]:
     )
     head: Row = ["kind", "layers", "bytes/token", "caches", "window", "tails", "one layer"]
     rows: list[Row] = [
-        [k["kind"], k["layers"], f"{k['bytes_per_token']:g}", k["caches"], k["window"], k["tails"], k["bytes"]]
+        [
+            k["kind"],
+            k["layers"],
+            f"{k['bytes_per_token']:g}",
+            k["caches"],
+            k["window"],
+            k["tails"],
+            k["bytes"],
+        ]
         for k in state["kinds"]
     ]
     yield from table([head, *rows], 2)
@@ -261,8 +279,8 @@ def _split(split: dict[str, Any]) -> Row:
     note = ("" if split["fits"] else "too large ") + part["what"]
     if split["host_bytes"]:
         note += (
-            f"; {size(split['host_bytes'])} in host memory, {size(split['host_bytes_per_token'])} of it cross "
-            "per token"
+            f"; {size(split['host_bytes'])} in host memory, "
+            f"{size(split['host_bytes_per_token'])} of it cross per token"
         )
     sizes = [size(n) for n in (part["total"], part["weights"], part["states"], scratch)]
     return [split["kind"], f"{split['gpus']} x {split['gpu']}", *sizes, note]
@@ -300,7 +318,9 @@ def _estimates(report: dict[str, Any]) -> Iterator[str]:
     if batch > 1:
         yield f"  decode and tokens/s are of all {batch} slots; the prompt is one slot's"
     if priced:
-        prices = ", ".join(f"{name} {low} in / {high} out" for name, (low, high) in found["api_prices"].items())
+        prices = ", ".join(
+            f"{name} {low} in / {high} out" for name, (low, high) in found["api_prices"].items()
+        )
         yield f"  published API prices in USD per million tokens: {prices}"
 
 

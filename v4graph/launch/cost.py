@@ -75,7 +75,7 @@ _NEAR = "B*(min(context, window) + S)*Dh*2"
 
 
 def _pairs(name: str, ratio: str, most: str) -> dict[str, str]:
-    """Lets that end in `name`: min(most, t // ratio) summed over the chunk's tokens t, the first token being 1.
+    """Lets that end in `name`: min(most, t // ratio) summed over the chunk's tokens t, counted from 1.
 
     With n = `ratio`*`most` tokens or fewer the sum of t // ratio is ratio*q*(q - 1)/2 + q*(n - q*ratio + 1)
     for q = n // ratio; every token after them adds `most`.

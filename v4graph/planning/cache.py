@@ -1,7 +1,7 @@
 """Bytes of the states: the window, compressed and index caches by precision, and the compressors' tails.
 
-Caches exist in the graph's dtype. Packed rows (FP8 latent rows of 584 bytes, FP4 index keys of 68) are what the
-published figures assume; no graph holds them yet, so their bytes are predictions.
+Caches exist in the graph's dtype. Packed rows (FP8 latent rows of 584 bytes, FP4 index keys of 68) are what
+the published figures assume; no graph holds them yet, so their bytes are predictions.
 Source: DeepSeek-V4's cache layout as its servers keep it.
 """
 

@@ -1,7 +1,7 @@
-"""V4 against DeepSeek-V3.2 at one context, for every cache precision: bytes and FLOPs, as published ratios count them.
+"""V4 against DeepSeek-V3.2 at one context, for every cache precision, as the published ratios count.
 
-FLOPs of the ratios are 2 per active parameter, plus scores of the indexer, plus attention over the window and the
-selected or compressed rows. Source: DeepSeek-V4's technical report; docs/planning.md has the derivation.
+FLOPs are 2 per active parameter, plus the indexer's scores, plus attention over the window and the selected or
+compressed rows. Source: DeepSeek-V4's technical report; docs/planning.md has the derivation.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Ratio:
 
 
 def published_flops(config: ModelConfig, context: int) -> dict[str, int]:
-    """Return the FLOPs of one decoded token that sees `context` tokens, as the published ratio counts them."""
+    """Return the FLOPs of one decoded token that sees `context` tokens, as the published ratio counts."""
     heads, width, window = config.num_attention_heads, config.head_dim, config.sliding_window
     indexer = attention = 0
     for layer in config.layers:

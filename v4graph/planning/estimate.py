@@ -4,7 +4,7 @@
     step   = sum of its ops + launches * launch_us
     prompt = sum of its chunks, sampled at `_SAMPLES` contexts
 
-v4graph's kernels multiply in bf16 whatever the weights are stored as, so the bf16 rate is the one that counts.
+v4graph's kernels multiply in bf16 whatever the weights are stored as, so the bf16 rate is what counts.
 Source of `launch_us`: published decode times of V4 graphs, 3.7 us per node (docs/planning.md).
 """
 
@@ -63,9 +63,7 @@ def step_seconds(done: Work, gpu: GpuSpec, assume: Assumptions) -> float:
     return seconds + done.launches * assume.launch_us * 1e-6
 
 
-def load_seconds(
-    nbytes: int, placement: Placement, gpu: GpuSpec, assume: Assumptions
-) -> tuple[float, float]:
+def load_seconds(nbytes: int, placement: Placement, gpu: GpuSpec, assume: Assumptions) -> tuple[float, float]:
     """Return seconds to load weights from disk, and from the page cache: the fullest GPU's over its link."""
     over_link = placement.largest.weights / (gpu.host_gb_s * 1e9)
     return max(nbytes / (assume.disk_gb_s * 1e9), over_link), over_link

@@ -1,7 +1,6 @@
 """Which bytes lie on which GPU: layers in a pipeline, experts spread, or experts in host memory.
 
-Weights and states are exact. Scratch is the largest workspace of a launch plan (exact) plus activations and a reserve
-(estimates, `Scratch`).
+Weights, states and the largest workspace of a launch plan are exact; activations and the reserve are estimates.
 """
 
 from __future__ import annotations
@@ -159,7 +158,7 @@ class Placer:
 
 
 def activation_bytes(config: ModelConfig, step: Step) -> int:
-    """Estimate what TensorRT keeps between plugins: two sets of streams, queries and attention's output, bf16."""
+    """Estimate what TensorRT keeps between plugins: twice the streams and the queries, in bf16."""
     tokens = step.batch * step.tokens
     streams = config.hc_mult * config.hidden_size
     return 2 * tokens * 2 * (streams + config.num_attention_heads * config.head_dim)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from v4graph.config import ModelConfig, WeightFormat
 from v4graph.errors import ConfigError
 from v4graph.planning import reference
-from v4graph.planning.cache import CacheFormat, bytes_per_token, layer_state, state_bytes
+from v4graph.planning.cache import bytes_per_token, layer_state, state_bytes
 from v4graph.planning.comparison import FORMATS, compare, published_flops
 from v4graph.planning.estimate import BOUND, Assumptions, estimate, load_seconds
 from v4graph.planning.hardware import GpuSpec, known
@@ -37,7 +37,7 @@ class Request:
     gpu: GpuSpec
     gpus: int
     price: float | None = None
-    assume: Assumptions = Assumptions()
+    assume: Assumptions = field(default_factory=Assumptions)
 
 
 def check(config: ModelConfig, load: Load) -> None:
@@ -208,9 +208,7 @@ def asked(placer: Placer, request: Request) -> list[Placement]:
     return [placer.split(kind, request.gpus) for kind in _kinds(request.gpus)]
 
 
-def _placement(
-    placer: Placer, config: ModelConfig, stored: WeightFormat, request: Request
-) -> dict[str, Any]:
+def _placement(placer: Placer, config: ModelConfig, stored: WeightFormat, request: Request) -> dict[str, Any]:
     gpu, splits = request.gpu, asked(placer, request)
     fits = any(split.fits(gpu) for split in splits)
     nearest = [] if fits else [_described(split, on) for split, on in _nearest(placer, request)]
@@ -263,9 +261,7 @@ def _most_slots(config: ModelConfig, stored: WeightFormat, request: Request) -> 
     )
 
 
-def _estimates(
-    placer: Placer, config: ModelConfig, stored: WeightFormat, request: Request
-) -> dict[str, Any]:
+def _estimates(placer: Placer, config: ModelConfig, stored: WeightFormat, request: Request) -> dict[str, Any]:
     """Times of the asked split where it fits, else of the nearest that do."""
     load, gpu = request.load, request.gpu
     chosen = [(split, gpu) for split in asked(placer, request) if split.fits(gpu)]
@@ -302,7 +298,5 @@ def _against(config: ModelConfig, context: int) -> dict[str, Any]:
             "fp8_flops": reference.fp8_flops(context),
         },
         "flops": published_flops(config, context),
-        "ratios": [
-            {**asdict(ratio), "exists": ratio.cache.exists} for ratio in compare(config, context)
-        ],
+        "ratios": [{**asdict(ratio), "exists": ratio.cache.exists} for ratio in compare(config, context)],
     }

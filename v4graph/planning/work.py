@@ -1,8 +1,8 @@
 """FLOPs, bytes and launches of one step, by part of the model, from the op calls of an optimised graph.
 
-FLOPs are those of `v4graph.launch.cost`, two per multiplication and addition. Bytes are floors too: every weight and
-cache row once. Launches are those of the launch plans and of the native layers of embedding and head.
-Source of the FP8 equivalents: DeepSeek-V4's technical report counts bf16 attention twice and FP4 index keys half.
+FLOPs are those of `v4graph.launch.cost`, two per multiplication and addition. Bytes are floors too: every
+weight and cache row once. Launches are those of the launch plans and of the native layers of embedding and head.
+Source of the FP8 equivalents: DeepSeek-V4's technical report counts bf16 attention twice, FP4 index keys half.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class OpWork:
 class Work:
     """A step of the whole model.
 
-    `ops` maps each distinct op call to how often it runs; `cache_bytes` are the part of `bytes` that is read from
-    caches, by kind of row.
+    `ops` maps each distinct op call to how often it runs; `cache_bytes` are the part of `bytes` that is read
+    from caches, by kind of row.
     """
 
     step: Step
