@@ -54,6 +54,8 @@ OWNERS: dict[str, dict[str, frozenset[Kind]]] = {
     "huggingface_hub": {"v4graph.source": LAZILY},
     "click": {"v4graph.cli": ANYHOW},
     "rich": {"v4graph.cli": LAZILY},
+    "matplotlib": {"v4graph.planning.page": ANYHOW},
+    "jinja2": {"v4graph.planning.page": ANYHOW},
 }
 
 

@@ -1,7 +1,7 @@
 """V4 against DeepSeek-V3.2 at one context, for every cache precision, as the published ratios count.
 
-FLOPs are 2 per active parameter, plus the indexer's scores, plus attention over the window and the selected or
-compressed rows. Source: DeepSeek-V4's technical report; docs/planning.md has the derivation.
+FLOPs are 2 per active parameter, plus the indexer's scores, plus attention over the window and the selected
+or compressed rows. Source: DeepSeek-V4's technical report; docs/planning.md has the derivation.
 """
 
 from __future__ import annotations

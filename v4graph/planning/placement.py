@@ -1,6 +1,6 @@
 """Which bytes lie on which GPU: layers in a pipeline, experts spread, or experts in host memory.
 
-Weights, states and the largest workspace of a launch plan are exact; activations and the reserve are estimates.
+Weights, states and the largest workspace of a launch plan are exact; activations and reserve are estimates.
 """
 
 from __future__ import annotations

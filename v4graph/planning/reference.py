@@ -1,8 +1,8 @@
 """DeepSeek-V3.2 at the same context: KV cache bytes and FLOPs, and the published API prices of V4.
 
 Source: DeepSeek-V3.2's cache layout (per token and layer 512 FP8 values, 4 float32 scales and 64 bf16 RoPE
-channels; an index key of 128 FP8 values and one float32 scale), its configuration (61 layers, 128 heads, 64 index
-heads of 128, top-k 2048, 36.6B parameters per token), and the technical report of DeepSeek-V4.
+channels; an index key of 128 FP8 values and one float32 scale), its configuration (61 layers, 128 heads, 64
+index heads of 128, top-k 2048, 36.6B parameters per token), and the technical report of DeepSeek-V4.
 """
 
 from __future__ import annotations

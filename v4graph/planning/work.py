@@ -1,8 +1,9 @@
 """FLOPs, bytes and launches of one step, by part of the model, from the op calls of an optimised graph.
 
 FLOPs are those of `v4graph.launch.cost`, two per multiplication and addition. Bytes are floors too: every
-weight and cache row once. Launches are those of the launch plans and of the native layers of embedding and head.
-Source of the FP8 equivalents: DeepSeek-V4's technical report counts bf16 attention twice, FP4 index keys half.
+weight and cache row once. Launches are those of the launch plans and of the native layers of embedding and
+head. Source of the FP8 equivalents: DeepSeek-V4's technical report, which counts bf16 attention twice and FP4
+index keys half.
 """
 
 from __future__ import annotations
