@@ -150,7 +150,7 @@ def test_imports_follow_the_layers() -> None:
         ("v4graph.ops.moe", "def f():\n    import torch"),
         ("v4graph.config", "from v4graph_export import export_graph"),
         ("v4graph.cli.export", "import v4graph_export"),
-        ("v4graph_runtime.session", "from v4graph.states import model_states"),
+        ("v4graph_runtime.session", "from v4graph_export.layers import Layer"),
         ("v4graph_runtime.session", "def f():\n    import torch"),
         ("v4graph_runtime.session", "import onnxruntime"),
         ("v4graph_runtime.device", "from cuda.bindings import driver"),

@@ -49,7 +49,7 @@ class SessionError(V4GraphError):
     """A session was asked for something that its engine or its state cannot do."""
 
 
-def near_match(name: str, known: Iterable[str]) -> str:
-    """Return `"; did you mean 'x'?"` for the nearest known name, or an empty string."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean '{matches[0]}'?" if matches else ""
+def near_match(name: str, known: Iterable[str], most: int = 1) -> str:
+    """Return `"; did you mean 'x' or 'y'?"` with the nearest known names, or an empty string."""
+    matches = difflib.get_close_matches(name, list(known), n=most, cutoff=0.6)
+    return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""

@@ -83,8 +83,7 @@ def test_cache_and_flops_against_v3_2(case: tuple[str, str, str]) -> None:
     model, kv, index = case
     config = ModelConfig.load(model)
     million, full = (
-        next(r for r in compare(config, n) if (r.cache.kv, r.cache.index) == (kv, index))
-        for n in (10**6, M)
+        next(r for r in compare(config, n) if (r.cache.kv, r.cache.index) == (kv, index)) for n in (10**6, M)
     )
     cache, fp8, fp8_full, raw = RATIOS[case]
     assert 100 * million.cache_ratio == pytest.approx(cache, abs=0.006)

@@ -61,7 +61,7 @@ def find(name: str) -> GpuSpec:
         found = known().get(name.lower().replace(" ", "").replace("_", "-"))
         if found is None:
             raise ConfigError(
-                f"--gpu {name}: no such GPU{near_match(name.lower(), known())}; known are "
+                f"--gpu {name}: no such GPU{near_match(name.lower(), known(), most=3)}; known are "
                 f"{', '.join(known())}, or give a .toml file with the figures of one."
             )
         return found
