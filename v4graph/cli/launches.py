@@ -58,11 +58,12 @@ def _report(blocks: list[Block], context: int) -> dict[str, Any]:
 
 
 def _figures(blocks: list[Block]) -> dict[str, int | None]:
-    launches = [block.launches for block in blocks]
+    from v4graph.passes.measure import sum_launches
+
     return {
         "nodes": sum(len(block.nodes) for block in blocks),
         "custom": sum(block.custom for block in blocks),
-        "launches": None if None in launches else sum(count for count in launches if count is not None),
+        "launches": sum_launches(block.launches for block in blocks),
         "bytes": sum(block.bytes for block in blocks),
         "flops": sum(block.flops for block in blocks),
     }

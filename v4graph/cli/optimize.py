@@ -189,9 +189,9 @@ class _Dumps:
 def _run(
     model: ir.Model, passes: Sequence[Pass], step: Step, dumps: _Dumps, failed: Path | None
 ) -> tuple[list[PassReport], dict[str, str]]:
+    """Run the passes; with a folder for what fails, each is checked."""
     from v4graph.passes.run import run_passes
 
-    """Run the passes; with a folder for what fails, each is checked."""
     checker = None
     if failed is not None:
         with extra("ort"):

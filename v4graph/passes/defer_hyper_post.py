@@ -1,16 +1,15 @@
 """Leave the last V4HyperPost of a layer to the next layer, where it meets a V4HyperPre.
 
 Before: a layer takes the streams and ends with `V4HyperPost(y, x, post, comb)`. After: it takes y, x, post
-and comb,
-begins with that V4HyperPost and returns its own four; the head begins with one too. The embedding returns y =
-the embedding, post = 1 and comb = 0, of which V4HyperPost makes four equal streams again. Condition: every
-layer function ends so and the embedding and the head are where the exporter puts them.
+and comb, begins with that V4HyperPost and returns its own four; the head begins with one too. The embedding
+returns y = the embedding, post = 1 and comb = 0, of which V4HyperPost makes four equal streams again.
+Condition: every layer function ends so and the embedding and the head are where the exporter puts them.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -36,11 +35,12 @@ class DeferHyperPost(ir.passes.InPlacePass):
         }
         layers = [f for name, f in functions.items() if name.startswith(LAYER_PREFIX)]
         ends = {EMBED, HEAD} <= functions.keys()
-        if not (layers and ends and all(_ends_with_post(layer) for layer in layers) and _is_chain(model)):
+        posts = [node for layer in layers if (node := _last_post(layer)) is not None]
+        if not (layers and ends and len(posts) == len(layers) and _is_chain(model)):
             return ir.passes.PassResult(model, modified=False)
-        post = next(iter(_last(layers[0]))).op_type
-        for layer in layers:
-            _give_pending(layer)
+        post = posts[0].op_type
+        for layer, last in zip(layers, posts, strict=True):
+            _give_pending(layer, last)
             _take_pending(layer, post)
         _start_pending(functions[EMBED])
         _take_pending(functions[HEAD], post)
@@ -48,16 +48,13 @@ class DeferHyperPost(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=True)
 
 
-def _last(function: ir.Function) -> Iterable[ir.Node]:
-    producer = function.outputs[0].producer()
-    return [producer] if producer is not None else []
-
-
-def _ends_with_post(function: ir.Function) -> bool:
-    return any(
-        plain_name(node.op_type) == "V4HyperPost" and node.domain == DOMAIN and not function.outputs[0].uses()
-        for node in _last(function)
-    )
+def _last_post(function: ir.Function) -> ir.Node | None:
+    """Return the V4HyperPost that makes a layer's streams, if nothing else in the layer reads them."""
+    streams = function.outputs[0]
+    node = streams.producer()
+    if node is None or node.domain != DOMAIN or plain_name(node.op_type) != "V4HyperPost" or streams.uses():
+        return None
+    return node
 
 
 def _is_chain(model: ir.Model) -> bool:
@@ -74,9 +71,8 @@ def _is_chain(model: ir.Model) -> bool:
     )
 
 
-def _give_pending(function: ir.Function) -> None:
+def _give_pending(function: ir.Function, node: ir.Node) -> None:
     """Return what the last V4HyperPost reads instead of what it makes."""
-    (node,) = _last(function)
     function.outputs[:1] = [value for value in node.inputs if value is not None]
     function.remove(node, safe=True)
 

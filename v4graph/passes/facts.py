@@ -11,6 +11,8 @@ from v4graph.ops import DOMAIN, OPS_BY_NAME, OpSpec
 LAYER = "v4graph.layer"  # "layers.3", "embed" or "head"
 KIND = "v4graph.layer_kind"  # "csa_topk"; the layer itself for the embedding and the head
 LAYER_PREFIX = "V4Layer_"  # of the layer functions
+# Every call of a model takes these, whether or not a graph looks at them.
+RUNTIME_INPUTS = ("input_ids", "start_pos", "num_tokens")
 
 
 def plain_name(op_type: str) -> str:
@@ -24,6 +26,18 @@ def custom_nodes(model: ir.Model) -> Iterator[tuple[ir.Node, OpSpec]]:
         spec = OPS_BY_NAME.get(plain_name(node.op_type)) if node.domain == DOMAIN else None
         if spec is not None:
             yield node, spec
+
+
+def drop_unread_inputs(model: ir.Model) -> bool:
+    """Remove the graph inputs that nothing reads, but for the runtime's; return whether there were any."""
+    unread = [
+        value
+        for value in model.graph.inputs
+        if not value.uses() and not value.is_graph_output() and value.name not in RUNTIME_INPUTS
+    ]
+    for value in unread:
+        model.graph.inputs.remove(value)
+    return bool(unread)
 
 
 def where(node: ir.Node) -> str:

@@ -12,9 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 
 from v4graph.errors import PassError
-from v4graph.passes.facts import LAYER_PREFIX
-
-_CONTRACT = ("input_ids", "start_pos", "num_tokens")
+from v4graph.passes.facts import LAYER_PREFIX, drop_unread_inputs
 
 
 class KeepLayers(ir.passes.InPlacePass):
@@ -43,8 +41,7 @@ class KeepLayers(ir.passes.InPlacePass):
             _bypass(model.graph, node)
         RemoveUnusedNodesPass()(model)
         RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
-        for value in [v for v in model.graph.inputs if not v.uses() and v.name not in _CONTRACT]:
-            model.graph.inputs.remove(value)
+        drop_unread_inputs(model)
         return ir.passes.PassResult(model, modified=bool(dropped))
 
 

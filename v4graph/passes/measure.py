@@ -93,13 +93,22 @@ class Block:
     @property
     def launches(self) -> int | None:
         """Kernel launches of the step here; None if an op has no kernels."""
-        counts = [node.launches for node in self.nodes]
-        return None if None in counts else sum(count for count in counts if count is not None)
+        return sum_launches(node.launches for node in self.nodes)
 
     @property
     def custom(self) -> int:
         """Number of custom ops."""
         return sum(node.custom for node in self.nodes)
+
+
+def sum_launches(counts: Iterable[int | None]) -> int | None:
+    """Return the sum, None if any is unknown."""
+    total = 0
+    for count in counts:
+        if count is None:
+            return None
+        total += count
+    return total
 
 
 def measure(model: ir.Model, step: Step) -> list[Block]:

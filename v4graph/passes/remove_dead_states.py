@@ -14,10 +14,9 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from v4graph.ops import DOMAIN
+from v4graph.passes.facts import LAYER_PREFIX, drop_unread_inputs
 
 _NEXT = re.compile(r"next\.(.+)")
-# Every call of a model takes these, whether or not it looks at them.
-_CONTRACT = ("input_ids", "start_pos", "num_tokens")
 
 
 class RemoveDeadStates(ir.passes.InPlacePass):
@@ -36,25 +35,15 @@ class RemoveDeadStates(ir.passes.InPlacePass):
 
 def _step(model: ir.Model) -> bool:
     dead = _dead_states(model)
-    for state, following in dead:
+    for following in dead:
         model.graph.outputs.remove(following)
-        producer = following.producer()
-        if following is state or producer is None:
-            continue
     changed = bool(dead)
     for function in list(model.functions.values()):
         calls = list(_calls(model, function))
         if function.domain == DOMAIN and calls:
-            changed |= _trim(function, calls, model)
+            changed |= _trim(function, calls)
     RemoveUnusedNodesPass()(model)
-    unread = [
-        value
-        for value in model.graph.inputs
-        if not value.uses() and not value.is_graph_output() and value.name not in _CONTRACT
-    ]
-    for value in unread:
-        model.graph.inputs.remove(value)
-    return changed or bool(unread)
+    return drop_unread_inputs(model) or changed
 
 
 def _calls(model: ir.Model, function: ir.Function) -> Iterator[ir.Node]:
@@ -65,8 +54,8 @@ def _calls(model: ir.Model, function: ir.Function) -> Iterator[ir.Node]:
                 yield node
 
 
-def _dead_states(model: ir.Model) -> list[tuple[ir.Value, ir.Value]]:
-    """Return (state, next value) of the states that reach no logits."""
+def _dead_states(model: ir.Model) -> list[ir.Value]:
+    """Return the next values of the states that reach no logits."""
     graph = model.graph
     inputs = {value.name: value for value in graph.inputs}
     states = []
@@ -88,7 +77,7 @@ def _dead_states(model: ir.Model) -> list[tuple[ir.Value, ir.Value]]:
             if value is state and state not in live:
                 live.add(state)
                 queue.append(following)
-    return [(state, following) for state, following in states if state not in live]
+    return [following for state, following in states if state not in live]
 
 
 def _sources(model: ir.Model, value: ir.Value) -> list[ir.Value]:
@@ -117,9 +106,9 @@ def _reached(value: ir.Value, sources: Callable[[ir.Value], list[ir.Value]]) -> 
     return seen
 
 
-def _trim(function: ir.Function, calls: list[ir.Node], model: ir.Model) -> bool:
+def _trim(function: ir.Function, calls: list[ir.Node]) -> bool:
     """Drop outputs that no call uses, then inputs that the function does not read."""
-    if not function.name.startswith("V4Layer_"):
+    if not function.name.startswith(LAYER_PREFIX):
         return False
     unused = [
         i
@@ -128,7 +117,8 @@ def _trim(function: ir.Function, calls: list[ir.Node], model: ir.Model) -> bool:
     ]
     kept = [value for i, value in enumerate(function.outputs) if i not in unused]
     function.outputs[:] = kept
-    RemoveUnusedNodesPass()(ir.Model(function.graph, ir_version=10)) if unused else None
+    if unused:
+        RemoveUnusedNodesPass()(ir.Model(function.graph, ir_version=10))
     unread = [
         i for i, value in enumerate(function.inputs) if not value.uses() and all(value is not v for v in kept)
     ]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from v4graph.errors import PassError, near_match
-from v4graph.passes.measure import Step, measure
+from v4graph.passes.measure import Step, measure, sum_launches
 
 Pass = ir.passes.PassBase
 
@@ -54,11 +54,10 @@ def summary_of(one: Pass) -> str:
 def figures(model: ir.Model, step: Step) -> Figures:
     """Return the figures of a graph for one step."""
     blocks = measure(model, step)
-    launches = [block.launches for block in blocks]
     return Figures(
         nodes=sum(len(block.nodes) for block in blocks),
         custom=sum(block.custom for block in blocks),
-        launches=None if None in launches else sum(count for count in launches if count is not None),
+        launches=sum_launches(block.launches for block in blocks),
         bytes=sum(block.bytes for block in blocks),
     )
 

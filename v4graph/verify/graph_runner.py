@@ -32,7 +32,7 @@ class GraphRunner:
         self.position = np.zeros(batch, np.int64)
         self.weights = {name: self._wide(array) for name, array in weights.items()}
         self._states = _states(manifest, batch, self.widened)
-        self._session: Any = _open(model, folder)
+        self._session: Any = open_unoptimized(model, folder)
         self._inputs = {value.name for value in self._session.get_inputs()}
         self._outputs = [value.name for value in self._session.get_outputs()]
 
@@ -76,13 +76,14 @@ def _states(manifest: Manifest, batch: int, widened: bool) -> dict[str, Array]:
     return states
 
 
-def _open(model: ir.Model, folder: Path) -> Any:
+def open_unoptimized(model: ir.Model, folder: Path | None = None) -> Any:
+    """Load a model in onnxruntime as it is, no graph optimisations; `folder` may hold its weights."""
     module = ort.load()
     settings = module.SessionOptions()
     settings.graph_optimization_level = module.GraphOptimizationLevel.ORT_DISABLE_ALL
     settings.log_severity_level = 3
     # Beside embedded weights, which onnxruntime looks for next to the model.
-    place = folder if any(folder.glob("*.safetensors")) else None
+    place = folder if folder and any(folder.glob("*.safetensors")) else None
     with tempfile.NamedTemporaryFile(suffix=".onnx", dir=place) as file:
         file.write(ir.to_proto(model).SerializeToString())
         file.flush()
