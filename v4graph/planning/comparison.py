@@ -6,6 +6,7 @@ or compressed rows. Source: DeepSeek-V4's technical report; docs/planning.md has
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from v4graph.config import ModelConfig
@@ -46,15 +47,19 @@ def published_flops(config: ModelConfig, context: int) -> dict[str, int]:
     return {"linear": 2 * parameters(config).active, "indexer": indexer, "attention": attention}
 
 
+def fp8_equivalents(parts: Mapping[str, int], cache: CacheFormat) -> float:
+    """Return `published_flops` with attention counted twice and the indexer by its keys' precision."""
+    weighted = parts["linear"] + ATTENTION_FLOP_WEIGHT * parts["attention"]
+    return weighted + cache.index_flop_weight * parts["indexer"]
+
+
 def compare(config: ModelConfig, context: int) -> list[Ratio]:
     """Return the ratios of every cache precision."""
     parts = published_flops(config, context)
     raw = sum(parts.values()) / sum(reference.flops(context).values())
     found = []
-    equivalents: float
     for cache in FORMATS:
-        equivalents = parts["linear"] + ATTENTION_FLOP_WEIGHT * parts["attention"]
-        equivalents += cache.index_flop_weight * parts["indexer"]
+        equivalents = fp8_equivalents(parts, cache)
         per_token = bytes_per_token(config, cache)
         found.append(
             Ratio(

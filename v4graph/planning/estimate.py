@@ -79,13 +79,11 @@ def _decode(
     config: ModelConfig, load: Load, placement: Placement, gpu: GpuSpec, assume: Assumptions
 ) -> tuple[float, float]:
     """Return the seconds of a step and tokens/s of all slots."""
-    gpus = len(placement.gpus)
-    if placement.kind == "pipeline" and load.batch >= gpus:
+    gpus, slots = len(placement.gpus), load.batch
+    if placement.kind == "pipeline" and slots >= gpus:
         # As many groups of slots as stages are under way at once.
-        group = -(-load.batch // gpus)
-        seconds = _step(config, Step(group, 1, load.context - 1), load, placement, gpu, assume)
-        return seconds, load.batch / seconds
-    seconds = _step(config, Step(load.batch, 1, load.context - 1), load, placement, gpu, assume)
+        slots = -(-slots // gpus)
+    seconds = _step(config, Step(slots, 1, load.context - 1), load, placement, gpu, assume)
     return seconds, load.batch / seconds
 
 

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from v4graph.config import ModelConfig
 from v4graph.planning import reference
 from v4graph.planning.cache import PACKED, CacheFormat, bytes_per_token
-from v4graph.planning.comparison import published_flops
+from v4graph.planning.comparison import fp8_equivalents, published_flops
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,12 +66,7 @@ def _cache(config: ModelConfig, cache: CacheFormat) -> Curve:
 
 
 def _flops(config: ModelConfig) -> Curve:
-    def curve(context: int) -> float:
-        parts = published_flops(config, context)
-        weighted = parts["linear"] + 2 * parts["attention"] + PACKED.index_flop_weight * parts["indexer"]
-        return weighted / 1e9
-
-    return curve
+    return lambda context: fp8_equivalents(published_flops(config, context), PACKED) / 1e9
 
 
 def _draw(axes: Axes, curves: dict[str, Curve], style: str) -> None:

@@ -63,10 +63,13 @@ def make_report(name: str, config: ModelConfig, weights: WeightFormat, request: 
     Raises:
         ConfigError: as `check`.
     """
-    load = request.load
+    load, gpu = request.load, request.gpu
     check(config, load)
     stored = plan_format(config, weights)
     placer = Placer(config, stored, load)
+    splits = asked(placer, request)
+    fitting = [(split, gpu) for split in splits if split.fits(gpu)]
+    nearest = [] if fitting else list(_nearest(placer, request))
     return {
         "model": _model(name, config, load),
         "checkpoint": _checkpoint(config, stored, quantised=weights.quantised),
@@ -80,8 +83,16 @@ def make_report(name: str, config: ModelConfig, weights: WeightFormat, request: 
         "decode": _decode(config, load),
         "prefill": _prefill(config, load),
         "engine_estimate": _engine(config, load),
-        "placement": _placement(placer, config, stored, request),
-        "estimates": _estimates(placer, config, stored, request),
+        "placement": {
+            "gpu": asdict(gpu),
+            "asked": [_described(split, gpu) for split in splits],
+            "fits": bool(fitting),
+            "nearest": [_described(split, on) for split, on in nearest],
+            "weights_alone_need": math.ceil(placer.resident.total / gpu.memory),
+            "longest_context": _longest(config, stored, request),
+            "largest_batch": _most_slots(config, stored, request),
+        },
+        "estimates": _estimates(config, placer.resident.total, request, fitting or nearest),
         "against_v3_2": _against(config, load.context),
     }
 
@@ -208,21 +219,6 @@ def asked(placer: Placer, request: Request) -> list[Placement]:
     return [placer.split(kind, request.gpus) for kind in _kinds(request.gpus)]
 
 
-def _placement(placer: Placer, config: ModelConfig, stored: WeightFormat, request: Request) -> dict[str, Any]:
-    gpu, splits = request.gpu, asked(placer, request)
-    fits = any(split.fits(gpu) for split in splits)
-    nearest = [] if fits else [_described(split, on) for split, on in _nearest(placer, request)]
-    return {
-        "gpu": asdict(gpu),
-        "asked": [_described(split, gpu) for split in splits],
-        "fits": fits,
-        "nearest": nearest,
-        "weights_alone_need": math.ceil(placer.resident.total / gpu.memory),
-        "longest_context": _longest(config, stored, request),
-        "largest_batch": _most_slots(config, stored, request),
-    }
-
-
 def _nearest(placer: Placer, request: Request) -> Iterator[tuple[Placement, GpuSpec]]:
     """Yield what would do: more of the same GPU, its host's memory, one other GPU."""
     for kind in _SPLITS:
@@ -261,15 +257,15 @@ def _most_slots(config: ModelConfig, stored: WeightFormat, request: Request) -> 
     )
 
 
-def _estimates(placer: Placer, config: ModelConfig, stored: WeightFormat, request: Request) -> dict[str, Any]:
-    """Times of the asked split where it fits, else of the nearest that do."""
-    load, gpu = request.load, request.gpu
-    chosen = [(split, gpu) for split in asked(placer, request) if split.fits(gpu)]
-    rows = []
-    for split, on in chosen or list(_nearest(placer, request)):
+def _estimates(
+    config: ModelConfig, weights: int, request: Request, splits: list[tuple[Placement, GpuSpec]]
+) -> dict[str, Any]:
+    """Times of the splits that fit; `weights` are the bytes to load."""
+    load, rows = request.load, []
+    for split, on in splits:
         found = estimate(config, load, split, on, request.assume)
         bound = estimate(config, load, split, on, BOUND)
-        disk, cached = load_seconds(placer.resident.total, split, on, request.assume)
+        disk, cached = load_seconds(weights, split, on, request.assume)
         row = {
             "kind": split.kind,
             "gpu": on.name,

@@ -23,8 +23,6 @@ from v4graph.inventory import (
     stored,
 )
 
-EXPERTS, EMBEDDING = "routed experts", "embedding"
-
 
 @dataclass
 class Tally:
@@ -128,8 +126,10 @@ def resident(config: ModelConfig, weights: WeightFormat, float_bytes: int = 2) -
     """
 
     def nbytes(spec: TensorSpec) -> int:
-        tensors = stored(spec, weights)
-        return sum(t.nbytes * (float_bytes if t.dtype == "BF16" else 2) // 2 for t in tensors)
+        return sum(
+            math.prod(tensor.shape) * float_bytes if tensor.dtype == "BF16" else tensor.nbytes
+            for tensor in stored(spec, weights)
+        )
 
     sizes = {layer: [0, 0] for layer in config.layers}
     for layer, parts in sizes.items():

@@ -133,13 +133,12 @@ def cache_rows(config: ModelConfig, layer: Layer, step: Step, cache: CacheFormat
 
 
 def _op(config: ModelConfig, layer: Layer | None, call: Call, step: Step, cache: CacheFormat) -> OpWork:
-    call = _with_ratio(call, layer)
-    nbytes, flops = COSTS[call.op].of(call, step.context)
+    nbytes, flops = _cost(call, layer, step)
     if layer is not None:
         # The cost formulas count rows of a bf16 graph.
         plain, chosen = (cache_rows(config, layer, step, kind) for kind in (_BF16, cache))
         nbytes += sum(chosen[name] - plain[name] for name in chosen if _reads(call.op, name))
-    made = _without_ratio(call).launches(PLANS)
+    made = call.launches(PLANS)
     return OpWork(call.op, layer, nbytes, flops, len(made.launches), made.workspace)
 
 
@@ -147,13 +146,11 @@ def _reads(op: str, rows: str) -> bool:
     return op == "V4IndexTopK" if rows == "index keys" else op.endswith("Attention")
 
 
-def _with_ratio(call: Call, layer: Layer | None) -> Call:
-    known = layer is None or call.op != "V4SelectedAttention"
-    return call if layer is None or known else replace(call, sizes={**call.sizes, "ratio": layer.ratio})
-
-
-def _without_ratio(call: Call) -> Call:
-    return replace(call, sizes={name: size for name, size in call.sizes.items() if name != "ratio"})
+def _cost(call: Call, layer: Layer | None, step: Step) -> tuple[int, int]:
+    """Return bytes and FLOPs of a call, the selected rows' ratio included."""
+    if layer is not None and call.op == "V4SelectedAttention":
+        call = replace(call, sizes={**call.sizes, "ratio": layer.ratio})
+    return COSTS[call.op].of(call, step.context)
 
 
 def _flops(
@@ -161,7 +158,7 @@ def _flops(
 ) -> Iterator[tuple[str, int, float]]:
     """Yield part, FLOPs and FP8 equivalents per FLOP of each call."""
     for call in calls:
-        flops = COSTS[call.op].of(_with_ratio(call, layer), step.context)[1]
+        flops = _cost(call, layer, step)[1]
         weight: float = 1
         if call.op == "V4IndexTopK":
             weight = cache.index_flop_weight
