@@ -74,6 +74,15 @@ def test_an_unquantised_checkpoint_is_planned_as_it_would_be_packed(plan: Cli, t
     assert "159,609,485,896 bytes" in text
 
 
+def test_a_model_that_the_kernels_do_not_take_is_planned_with_a_warning(plan: Cli, tmp_path: Path) -> None:
+    raw = json.loads((Path(__file__).parents[2] / "v4graph" / "presets" / "nano.config.json").read_text())
+    raw |= {"head_dim": 128, "num_attention_heads": 16}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    text = plan(tmp_path, "--context", "2K").stdout
+    assert "no kernel for this model, so launches and workspace are lower bounds: V4" in text
+    assert "the kernels are for head_dim 512" in text
+
+
 def test_the_page_stands_alone(plan: Cli, tmp_path: Path) -> None:
     page = tmp_path / "plan.html"
     plan("nano", "--context", "2K", "--html", page)

@@ -13,7 +13,8 @@ from v4graph.config import ModelConfig, WeightFormat
 from v4graph.planning.cache import CacheFormat, layer_state
 from v4graph.planning.hardware import GpuSpec
 from v4graph.planning.weights import Resident, resident
-from v4graph.planning.work import CAPACITY_STEP, Step, work
+from v4graph.planning.work import Step, work
+from v4graph.states import round_capacity
 
 Kind = Literal["one GPU", "pipeline", "expert parallel", "experts in host memory"]
 MAX_INPUT_LEN, MAX_NUM_TOKENS = 2048, 16384
@@ -29,10 +30,9 @@ class Load:
     context: int
     cache: CacheFormat
 
-    @property
-    def capacity(self) -> int:
-        """Tokens that a slot has room for."""
-        return -(-self.context // CAPACITY_STEP) * CAPACITY_STEP
+    def capacity(self, config: ModelConfig) -> int:
+        """Return the tokens that a slot has room for: as the exporter rounds them."""
+        return round_capacity(config, self.context)
 
     @property
     def chunk(self) -> int:
@@ -83,7 +83,7 @@ class Placer:
         self._config, self._load = config, load
         self._bytes: Resident = resident(config, weights)
         self._states = [
-            load.batch * layer_state(config, layer, load.cache).total(load.capacity)
+            load.batch * layer_state(config, layer, load.cache).total(load.capacity(config))
             for layer in config.layers
         ]
         step = Step(load.batch, load.chunk, 0)

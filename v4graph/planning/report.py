@@ -126,7 +126,7 @@ def _checkpoint(config: ModelConfig, stored: WeightFormat, *, quantised: bool) -
 
 
 def _state(config: ModelConfig, load: Load) -> dict[str, Any]:
-    kinds = []
+    kinds, capacity = [], load.capacity(config)
     for kind, count in Counter(layer.attention for layer in config.layers).items():
         layer = next(layer for layer in config.layers if layer.attention == kind)
         one = layer_state(config, layer, load.cache)
@@ -135,23 +135,23 @@ def _state(config: ModelConfig, load: Load) -> dict[str, Any]:
                 "kind": kind,
                 "layers": count,
                 "bytes_per_token": one.per_token,
-                "caches": one.cache(load.capacity),
+                "caches": one.cache(capacity),
                 "window": one.window,
                 "tails": one.tails,
-                "bytes": one.total(load.capacity),
+                "bytes": one.total(capacity),
             }
         )
     return {
-        "capacity": load.capacity,
+        "capacity": capacity,
         "kinds": kinds,
-        "bytes_per_slot": state_bytes(config, load.cache, load.capacity),
+        "bytes_per_slot": state_bytes(config, load.cache, capacity),
         "bytes_per_token": bytes_per_token(config, load.cache),
         "by_precision": [
             {
                 "kv_cache": cache.kv,
                 "index_keys": cache.index,
                 "exists": cache.exists,
-                "bytes_per_slot": state_bytes(config, cache, load.capacity),
+                "bytes_per_slot": state_bytes(config, cache, capacity),
                 "bytes_per_token": bytes_per_token(config, cache),
             }
             for cache in FORMATS
@@ -171,6 +171,7 @@ def _decode(config: ModelConfig, load: Load) -> dict[str, Any]:
         "cache_bytes": dict(one.cache_bytes),
         "bytes_of_batch": all_slots.bytes,
         "launches": all_slots.launches,
+        "refused_by_kernels": list(all_slots.refused),
         "workspace": one.workspace,
     }
 

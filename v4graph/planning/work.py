@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from v4graph.config import Layer, ModelConfig
+from v4graph.errors import EngineError
 from v4graph.launch import PLANS
 from v4graph.launch.calls import Call, Chunk, head_calls, layer_calls
 from v4graph.launch.cost import COSTS
@@ -44,7 +45,10 @@ class Step:
 
 @dataclass(frozen=True)
 class OpWork:
-    """One op call of an optimised graph; `layer` is None in the head."""
+    """One op call of an optimised graph; `layer` is None in the head.
+
+    `refused` says why the kernels do not take these shapes; the op is then one launch, without workspace.
+    """
 
     op: str
     layer: Layer | None
@@ -52,6 +56,7 @@ class OpWork:
     flops: int
     launches: int
     workspace: int
+    refused: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,11 @@ class Work:
     def workspace(self) -> int:
         """Bytes of the largest workspace; ops share one."""
         return max(op.workspace for op in self.ops)
+
+    @property
+    def refused(self) -> tuple[str, ...]:
+        """Why ops have no kernels at these shapes: then launches and workspace are lower bounds."""
+        return tuple(dict.fromkeys(op.refused for op in self.ops if op.refused))
 
     @property
     def total_flops(self) -> int:
@@ -138,7 +148,10 @@ def _op(config: ModelConfig, layer: Layer | None, call: Call, step: Step, cache:
         # The cost formulas count rows of a bf16 graph.
         plain, chosen = (cache_rows(config, layer, step, kind) for kind in (_BF16, cache))
         nbytes += sum(chosen[name] - plain[name] for name in chosen if _reads(call.op, name))
-    made = call.launches(PLANS)
+    try:
+        made = call.launches(PLANS)
+    except EngineError as error:
+        return OpWork(call.op, layer, nbytes, flops, 1, 0, str(error))
     return OpWork(call.op, layer, nbytes, flops, len(made.launches), made.workspace)
 
 
