@@ -34,6 +34,7 @@ def test_the_text_names_what_does_not_fit_and_what_would(plan: Cli) -> None:
     assert "does not fit: 164.8 GB for the model and a GPU has 141 GB" in text
     assert "147.2 GB in host memory, 3.4 GB of it cross per token" in text
     assert "774 launches" in text
+    assert "multi-token prediction 6.610B more" in text
 
 
 def test_a_plan_that_does_not_fit_what_was_asked_for_exits_1(plan: Cli) -> None:

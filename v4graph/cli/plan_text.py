@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from v4graph.cli.output import size, table
+from v4graph.planning.report import MOST_BATCH
 
 Row = list[str | int]
 
@@ -29,8 +30,8 @@ def _model(report: dict[str, Any]) -> Iterator[str]:
     yield ""
     found = checkpoint["parameters"]
     yield (
-        f"parameters: {found['main'] / 1e9:,.1f}B, {found['active'] / 1e9:.2f}B of them per token; "
-        f"multi-token prediction {found['mtp'] / 1e9:.1f}B more"
+        f"parameters: {_count(found['main'])}, {_count(found['active'])} of them per token"
+        + (f"; multi-token prediction {_count(found['mtp'])} more" if found["mtp"] else "")
     )
     types = ", ".join(f"{name} {count:,}" for name, count in checkpoint["tensors_by_type"].items())
     yield f"checkpoint: {checkpoint['tensors']:,} tensors, {checkpoint['bytes']:,} bytes ({types})"
@@ -62,6 +63,12 @@ def _model(report: dict[str, Any]) -> Iterator[str]:
         for k in state["kinds"]
     ]
     yield from table([head, *rows], 2)
+
+
+def _count(parameters: int) -> str:
+    """Return a number of parameters with four digits: 284.3B, 13.27B, 10.64M."""
+    value, unit = (parameters / 1e9, "B") if parameters >= 1e9 else (parameters / 1e6, "M")
+    return f"{value:,.{max(0, 4 - len(str(int(value))))}f}{unit}"
 
 
 def _work(report: dict[str, Any]) -> Iterator[str]:
@@ -100,10 +107,10 @@ def _placement(report: dict[str, Any]) -> Iterator[str]:
     )
     yield from table([_HEAD, *map(_split, found["asked"])], 2)
     if found["fits"]:
-        yield (
-            f"  fits; up to {found['largest_batch']:,} slots at this context, or "
-            f"{found['longest_context']:,} tokens in each of these slots"
-        )
+        batch, longest = found["largest_batch"], found["longest_context"]
+        slots = f"{batch:,} slots or more" if batch == MOST_BATCH else f"up to {batch:,} slots"
+        whole = " (all that the model takes)" if longest == report["model"]["max_context"] else ""
+        yield f"  fits; {slots} at this context, or {longest:,} tokens{whole} in each of these slots"
         return
     least = min(found["asked"], key=lambda split: split["short"])
     part = max(least["bytes_per_gpu"], key=lambda part: part["total"])
