@@ -78,6 +78,13 @@ def test_pro_needs_more_than_the_published_eight_h100() -> None:
     assert found["nearest"][0]["gpus"] > 8
 
 
+def test_where_no_number_of_a_gpu_does_the_largest_known_ones_are_named() -> None:
+    nearest = report(PRO, "rtx5090", 1, batch=512)["nearest"]
+    assert nearest
+    assert {split["gpu"] for split in nearest} == {"b300"}
+    assert all(split["fits"] for split in nearest)
+
+
 def test_a_host_that_shares_its_memory_is_no_place_for_experts() -> None:
     nearest = report(FLASH, "gb10", 1)["nearest"]
     assert "experts in host memory" not in [split["kind"] for split in nearest]

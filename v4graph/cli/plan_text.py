@@ -89,7 +89,8 @@ def _work(report: dict[str, Any]) -> Iterator[str]:
     caches = ", ".join(f"{name} {size(n)}" for name, n in decode["cache_bytes"].items())
     yield f"  of the bytes, caches: {caches}"
     yield (
-        f"  a prompt of {prefill['tokens']:,}: {prefill['total_flops'] / 1e15:.2f} PFLOP in "
+        f"  a prompt of {prefill['tokens']:,}: {prefill['total_flops'] / 1e15:.2f} PFLOP "
+        f"({prefill['fp8_flops'] / 1e15:.2f} in FP8 equivalents) in "
         f"{prefill['calls']:,} calls of {prefill['chunk']:,} tokens"
     )
     yield (
@@ -119,7 +120,7 @@ def _placement(report: dict[str, Any]) -> Iterator[str]:
         f"{size(least['short'])} too little; the weights alone need {found['weights_alone_need']} of them"
     )
     if not found["nearest"]:
-        yield "  nothing near does either; a shorter --context or a smaller --batch may."
+        yield "  no number of any known GPU does; a shorter --context or a smaller --batch may."
         return
     yield "  what does:"
     yield from table([_HEAD, *map(_split, found["nearest"])], 2)
@@ -145,6 +146,9 @@ def _estimates(report: dict[str, Any]) -> Iterator[str]:
     found, batch = report["estimates"], report["model"]["batch"]
     assume = found["assumptions"]
     yield ""
+    if not found["rows"]:
+        yield "estimates: none, as nothing fits"
+        return
     yield (
         f"estimates (op = max(bytes / {assume['bandwidth_share']:g} of the bandwidth, FLOPs / "
         f"{assume['compute_share']:g} of the bf16 rate), {assume['launch_us']:g} us per launch, "

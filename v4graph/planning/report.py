@@ -221,19 +221,20 @@ def asked(placer: Placer, request: Request) -> list[Placement]:
 
 
 def _nearest(placer: Placer, request: Request) -> Iterator[tuple[Placement, GpuSpec]]:
-    """Yield what would do: more of the same GPU, its host's memory, one other GPU."""
-    for kind in _SPLITS:
-        found = placer.fewest(kind, request.gpu)
-        if found is not None:
-            yield found, request.gpu
+    """Yield what would do: more of the same GPU, its host's memory, one other GPU, or many large ones."""
+    same = [(found, request.gpu) for kind in _SPLITS if (found := placer.fewest(kind, request.gpu))]
+    yield from same
     host = placer.host_experts()
     if host.fits(request.gpu) and not request.gpu.shares_memory:
         yield host, request.gpu
-    one = placer.one()
-    for gpu in sorted(known().values(), key=lambda gpu: gpu.memory):
-        if one.fits(gpu):
-            yield one, gpu
-            return
+    one, by_memory = placer.one(), sorted(known().values(), key=lambda gpu: gpu.memory)
+    single = next((gpu for gpu in by_memory if one.fits(gpu)), None)
+    if single is not None:
+        yield one, single
+    elif not same:
+        yield from (
+            (found, by_memory[-1]) for kind in _SPLITS if (found := placer.fewest(kind, by_memory[-1]))
+        )
 
 
 def _fits(config: ModelConfig, stored: WeightFormat, request: Request, load: Load) -> bool:
