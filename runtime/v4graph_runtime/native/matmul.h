@@ -1,0 +1,536 @@
+// y = x W^T for stored weights W [rows, columns], one row per output.
+//
+// Every output is summed in one order, whatever the number of tokens: lane by lane over the columns, then over
+// the lanes. A prompt in one piece, in chunks and token by token gives the same bits.
+//
+// One token streams the weights and decodes them in registers. More tokens decode a tile of rows once and
+// multiply it by every token. Where the instruction set has bfloat16 products (exact for e4m3 x e4m3 and
+// e4m3 x e2m1, summed in float32), FP8-rounded tokens use them; all else is float32.
+
+enum class Format { F32, BF16, FP8, FP4 };
+
+struct Matrix {
+    Format format;
+    const uint8_t* data;
+    int64_t rows, columns;
+    const uint8_t* scale = nullptr;  // e8m0: per 128x128 for FP8, per 32 columns of a row for FP4
+    const float* scale_f32 = nullptr;
+
+    int64_t row_bytes() const {
+        return format == Format::F32 ? 4 * columns : format == Format::BF16 ? 2 * columns
+               : format == Format::FP8 ? columns : columns / 2;
+    }
+    const uint8_t* row(int64_t r) const { return data + r * row_bytes(); }
+    // Scale of a row's columns from k on; k is a multiple of 128 (FP8) or 32 (FP4).
+    float scale_at(int64_t r, int64_t k) const {
+        if (format == Format::FP4) return e8m0(scale[r * (columns / 32) + k / 32]);
+        int64_t at = (r / 128) * ((columns + 127) / 128) + k / 128;
+        return scale_f32 ? scale_f32[at] : e8m0(scale[at]);
+    }
+    Matrix part(int64_t index) const {  // of matrices [E, rows, columns]
+        Matrix one = *this;
+        one.data += index * rows * row_bytes();
+        int64_t scales = format == Format::FP4 ? rows * (columns / 32)
+                                               : ((rows + 127) / 128) * ((columns + 127) / 128);
+        if (scale) one.scale += index * scales;
+        if (scale_f32) one.scale_f32 += index * scales;
+        return one;
+    }
+};
+
+inline Matrix matrix_of(const Tensor& weight, const Tensor* scale = nullptr, bool fp4 = false) {
+    Matrix m{};
+    m.data = weight.bytes();
+    m.rows = weight[-2];
+    m.columns = weight[-1] * (fp4 ? 2 : 1);
+    m.format = fp4 ? Format::FP4
+               : scale ? Format::FP8
+               : weight.type == Type::BF16 ? Format::BF16 : Format::F32;
+    if (scale && scale->type == Type::F32) m.scale_f32 = scale->f32();
+    else if (scale) m.scale = scale->bytes();
+    if (scale && m.columns % 128) throw std::invalid_argument("quantised weights need a multiple of 128 columns");
+    return m;
+}
+
+// Tokens [m, columns]; `round` says that they are rounded to FP8 in blocks of 128 first.
+struct Tokens {
+    const float* x = nullptr;
+    int64_t count = 0, columns = 0, padded = 0;  // `padded`: floats from one token to the next
+    const uint16_t* fp8_order = nullptr;         // bfloat16, in the order that the decoders give
+    const uint16_t* fp4_order = nullptr;
+};
+
+constexpr int64_t kTile = 32;  // rows of a tile; divides 128
+
+inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+#if defined(V4_BF16)
+constexpr float kLargest = 1.15292150e18f;  // 2^60; with the scales below, no bfloat16 over- or underflows
+constexpr uint8_t kLeastScale = 32, kMostScale = 190;
+
+// Tokens as bfloat16 (exact) in the order in which a decoder emits 64 columns: see `fp8_pair`, `fp4_pair`.
+inline void pack_bf16(const float* x, int64_t columns, uint16_t* fp8, uint16_t* fp4) {
+    alignas(64) uint16_t plain[64];
+    const __m512i even = _mm512_set_epi16(62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34, 32, 30, 28,
+                                          26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    const __m512i odd = _mm512_add_epi16(even, _mm512_set1_epi16(1));
+    for (int64_t k = 0; k < columns; k += 64) {
+        for (int i = 0; i < 64; i += 16) {
+            __m512i word = _mm512_srli_epi32(_mm512_castps_si512(_mm512_loadu_ps(x + k + i)), 16);
+            _mm256_store_si256(reinterpret_cast<__m256i*>(plain + i), _mm512_cvtepi32_epi16(word));
+        }
+        __m512i a = _mm512_load_si512(plain), b = _mm512_load_si512(plain + 32);
+        if (fp4) {
+            _mm512_storeu_si512(fp4 + k, _mm512_permutex2var_epi16(a, even, b));
+            _mm512_storeu_si512(fp4 + k + 32, _mm512_permutex2var_epi16(a, odd, b));
+        }
+        if (fp8) {
+            // Lanes of 8 words: even lanes first, then odd ones.
+            const __m512i low = _mm512_set_epi64(13, 12, 9, 8, 5, 4, 1, 0);
+            const __m512i high = _mm512_set_epi64(15, 14, 11, 10, 7, 6, 3, 2);
+            _mm512_storeu_si512(fp8 + k, _mm512_permutex2var_epi64(a, low, b));
+            _mm512_storeu_si512(fp8 + k + 32, _mm512_permutex2var_epi64(a, high, b));
+        }
+    }
+}
+
+struct Fp8Decoder {
+    __m512i high0, high1, low0, low1, sign;
+    Fp8Decoder() {
+        alignas(64) uint8_t high[128], low[128];
+        for (int code = 0; code < 128; ++code) {
+            float value = code == 127 ? 0.0f : kFp8.value[code];
+            uint32_t word;
+            std::memcpy(&word, &value, 4);
+            if (code == 127) word = 0x7fc00000;
+            high[code] = static_cast<uint8_t>(word >> 24);
+            low[code] = static_cast<uint8_t>(word >> 16);
+        }
+        high0 = _mm512_load_si512(high), high1 = _mm512_load_si512(high + 64);
+        low0 = _mm512_load_si512(low), low1 = _mm512_load_si512(low + 64);
+        sign = _mm512_set1_epi8(static_cast<char>(0x80));
+    }
+    // 64 codes as bfloat16: the first 8 of every 16, then the others.
+    void pair(const uint8_t* p, __m512i& first, __m512i& second) const {
+        __m512i w = _mm512_loadu_si512(p);
+        __m512i high = _mm512_permutex2var_epi8(high0, w, high1);
+        __m512i low = _mm512_permutex2var_epi8(low0, w, low1);
+        high = _mm512_ternarylogic_epi32(high, w, sign, 0xf8);
+        first = _mm512_unpacklo_epi8(low, high);
+        second = _mm512_unpackhi_epi8(low, high);
+    }
+};
+
+struct Fp4Decoder {
+    __m512i table, upper, nibble, spread;
+    Fp4Decoder() {
+        alignas(64) uint16_t words[32];
+        for (int i = 0; i < 32; ++i) {
+            float value = kFp4[i & 15];
+            uint32_t word;
+            std::memcpy(&word, &value, 4);
+            // The scale's exponent comes on top, with its bias.
+            words[i] = value == 0 ? 0 : static_cast<uint16_t>((word >> 16) - (127 << 7));
+        }
+        table = _mm512_load_si512(words);
+        nibble = _mm512_set1_epi16(15);
+        alignas(64) uint16_t half[32];
+        for (int i = 0; i < 32; ++i) half[i] = i < 16 ? 0 : 16;
+        upper = _mm512_load_si512(half);
+        alignas(64) uint8_t shuffle[64];
+        for (int i = 0; i < 64; ++i) shuffle[i] = i & 1 ? 0x80 : i < 32 ? 0 : 1;
+        spread = _mm512_load_si512(shuffle);
+    }
+    // 64 codes as bfloat16 times their two scales: even columns, then odd ones.
+    void pair(const uint8_t* p, const uint8_t* scale, __m512i& first, __m512i& second) const {
+        uint16_t two;
+        std::memcpy(&two, scale, 2);
+        __m512i exponent = _mm512_shuffle_epi8(_mm512_set1_epi16(static_cast<short>(two)), spread);
+        __m512i scaled = _mm512_mask_add_epi16(table, 0xfefefefe, table, _mm512_slli_epi16(exponent, 7));
+        __m512i w = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+        __m512i low = _mm512_ternarylogic_epi32(w, nibble, upper, 0xea);  // (w & nibble) | upper
+        __m512i high = _mm512_or_si512(_mm512_srli_epi16(w, 4), upper);
+        first = _mm512_permutexvar_epi16(low, scaled);
+        second = _mm512_permutexvar_epi16(high, scaled);
+    }
+};
+
+inline V dot_bf16(V sum, __m512i a, __m512i b) {
+    return (V)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+
+// Adds to the exponents of all values but zeros.
+inline __m512i scale_bf16(__m512i v, __m512i exponent) {
+    __mmask32 there = _mm512_test_epi16_mask(v, _mm512_set1_epi16(0x7fff));
+    return _mm512_mask_add_epi16(v, there, v, exponent);
+}
+
+inline __m512i exponent_words(uint8_t scale) { return _mm512_set1_epi16(static_cast<short>((scale - 127) << 7)); }
+
+inline bool scales_fit(const uint8_t* scale, int64_t count) {
+    int bad = 0;
+    for (int64_t i = 0; i < count; ++i) bad |= scale[i] < kLeastScale || scale[i] > kMostScale;
+    return !bad;
+}
+
+// Whether the rows' scales keep bfloat16 exact.
+inline bool fits_bf16(const Matrix& w, int64_t row, int64_t rows) {
+    if (!w.scale) return false;
+    if (w.format == Format::FP4) return scales_fit(w.scale + row * (w.columns / 32), rows * (w.columns / 32));
+    return scales_fit(w.scale + (row / 128) * (w.columns / 128), w.columns / 128);
+}
+
+template <int R>
+inline void stream_fp8(const Fp8Decoder& decoder, const Matrix& w, int64_t row, const uint16_t* x, float* y) {
+    V sum[R];
+    for (int r = 0; r < R; ++r) sum[r] = V{};
+    const uint8_t* p = w.row(row);
+    const int64_t step = w.columns;
+    for (int64_t k = 0; k < step; k += 64) {
+        __m512i a = _mm512_loadu_si512(x + k), b = _mm512_loadu_si512(x + k + 32);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            __m512i first, second;
+            _mm_prefetch(reinterpret_cast<const char*>(p + (r + R) * step + k), _MM_HINT_T1);
+            decoder.pair(p + r * step + k, first, second);
+            sum[r] = dot_bf16(dot_bf16(sum[r], first, a), second, b);
+        }
+    }
+    sums<R>(sum, y);
+}
+
+template <int R>
+inline void stream_fp4(const Fp4Decoder& decoder, const Matrix& w, int64_t row, const uint16_t* x, float* y) {
+    V sum[R];
+    for (int r = 0; r < R; ++r) sum[r] = V{};
+    const int64_t step = w.columns / 2, scales = w.columns / 32;
+    const uint8_t *p = w.row(row), *s = w.scale + row * scales;
+    for (int64_t k = 0; k < w.columns; k += 64) {
+        __m512i a = _mm512_loadu_si512(x + k), b = _mm512_loadu_si512(x + k + 32);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            __m512i first, second;
+            if (!(k & 64)) _mm_prefetch(reinterpret_cast<const char*>(p + (r + R) * step + k / 2), _MM_HINT_T1);
+            decoder.pair(p + r * step + k / 2, s + r * scales + k / 32, first, second);
+            sum[r] = dot_bf16(dot_bf16(sum[r], first, a), second, b);
+        }
+    }
+    sums<R>(sum, y);
+}
+
+template <int M, int N>
+inline void block_bf16(const uint16_t* x, int64_t columns, const uint16_t* w, float* y, int64_t stride) {
+    V total[M][N];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) total[m][n] = V{};
+    for (int64_t k = 0; k < columns; k += 32) {
+        __m512i b[N];
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) b[n] = _mm512_loadu_si512(w + n * columns + k);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+            __m512i a = _mm512_loadu_si512(x + m * columns + k);
+#pragma GCC unroll 8
+            for (int n = 0; n < N; ++n) total[m][n] = dot_bf16(total[m][n], b[n], a);
+        }
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) sums<N>(total[m], y + m * stride);
+}
+#endif  // V4_BF16
+
+// Float32 dot products of W-wide lanes; the rows lie `pitch` floats apart and are padded to W.
+template <int M, int N>
+inline void block_f32(const float* x, int64_t x_pitch, const float* w, int64_t w_pitch, int64_t columns, float* y,
+                      int64_t stride) {
+    V total[M][N];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) total[m][n] = V{};
+    for (int64_t k = 0; k < columns; k += W) {
+        V b[N];
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) b[n] = load(w + n * w_pitch + k);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+            V a = load(x + m * x_pitch + k);
+#pragma GCC unroll 8
+            for (int n = 0; n < N; ++n) total[m][n] += a * b[n];
+        }
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) sums<N>(total[m], y + m * stride);
+}
+
+#if defined(__AVX512F__)
+constexpr int kBlockM = 6, kBlockN = 4;
+#else
+constexpr int kBlockM = 3, kBlockN = 4;
+#endif
+
+template <int N>
+using Int = std::integral_constant<int, N>;
+
+// Calls `block(M, N, m, n)` for the blocks of `count` tokens and `rows` rows.
+template <int M, typename Block>
+inline void block_rows(int64_t m, int64_t rows, Block&& block) {
+    int64_t n = 0;
+    for (; n + kBlockN <= rows; n += kBlockN) block(Int<M>(), Int<kBlockN>(), m, n);
+    for (; n < rows; ++n) block(Int<M>(), Int<1>(), m, n);
+}
+
+template <typename Block>
+inline void blocks(int64_t count, int64_t rows, Block&& block) {
+    int64_t m = 0;
+    for (; m + kBlockM <= count; m += kBlockM) block_rows<kBlockM>(m, rows, block);
+    for (; m + 2 <= count; m += 2) block_rows<2>(m, rows, block);
+    for (; m < count; ++m) block_rows<1>(m, rows, block);
+}
+
+template <typename F>
+inline void decode_row(const Matrix& w, int64_t r, float* out) {
+    const uint8_t* row = w.row(r);
+    int64_t k = 0;
+    if constexpr (F::quantised) {
+        for (; k < w.columns; k += 32) {
+            float scale = w.scale_at(r, F::bytes(2) == 1 ? k : k & ~int64_t{127});
+            for (int i = 0; i < 32; i += W) store(out + k + i, F::read(row, k + i) * scale);
+        }
+    } else {
+        for (; k + W <= w.columns; k += W) store(out + k, F::read(row, k));
+        if (k < w.columns) {
+            uint8_t tail[W * 4] = {};
+            std::memcpy(tail, row + F::bytes(k), F::bytes(w.columns - k));
+            store(out + k, F::read(tail, 0));
+        }
+    }
+}
+
+inline void decode_row(const Matrix& w, int64_t r, float* out) {
+    switch (w.format) {
+        case Format::F32: return decode_row<F32Weights>(w, r, out);
+        case Format::BF16: return decode_row<BF16Weights>(w, r, out);
+        case Format::FP8: return decode_row<Fp8Weights>(w, r, out);
+        case Format::FP4: return decode_row<Fp4Weights>(w, r, out);
+    }
+}
+
+// R rows times one token, decoded on the way.
+template <typename F, int R>
+inline void stream_f32(const Matrix& w, int64_t row, const float* x, float* y) {
+    V total[R];
+    for (int r = 0; r < R; ++r) total[r] = V{};
+    const uint8_t* p = w.row(row);
+    const int64_t step = w.row_bytes();
+    if constexpr (F::quantised) {
+        for (int64_t k = 0; k < w.columns; k += 32) {
+            float scale[R];
+            for (int r = 0; r < R; ++r)
+                scale[r] = w.scale_at(row + r, w.format == Format::FP4 ? k : k & ~int64_t{127});
+            for (int i = 0; i < 32; i += W) {
+                V a = load(x + k + i);
+                for (int r = 0; r < R; ++r) total[r] += a * (F::read(p + r * step, k + i) * scale[r]);
+            }
+        }
+    } else {
+        int64_t k = 0;
+        for (; k + W <= w.columns; k += W) {
+            V a = load(x + k);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r) {
+                __builtin_prefetch(p + (r + R) * step + F::bytes(k), 0, 2);
+                total[r] += a * F::read(p + r * step, k);
+            }
+        }
+        if (k < w.columns) {
+            V a = load(x + k);
+            for (int r = 0; r < R; ++r) {
+                uint8_t tail[W * 4] = {};
+                std::memcpy(tail, p + r * step + F::bytes(k), F::bytes(w.columns - k));
+                total[r] += a * F::read(tail, 0);
+            }
+        }
+    }
+    sums<R>(total, y);
+}
+
+template <typename F>
+inline void stream_rows(const Matrix& w, int64_t row, int64_t rows, const float* x, float* y) {
+    constexpr int R = W == 16 ? 8 : 4;
+    int64_t r = 0;
+    for (; r + R <= rows; r += R) stream_f32<F, R>(w, row + r, x, y + r);
+    for (; r < rows; ++r) stream_f32<F, 1>(w, row + r, x, y + r);
+}
+
+// Rows [row, row + rows) of W for tokens [first, first + count); y[token * stride + r], r from `row`.
+inline void multiply(const Tokens& tokens, const Matrix& w, int64_t row, int64_t rows, int64_t first, int64_t count,
+                     float* y, int64_t stride) {
+    Arena::Scope scope(Arena::mine());
+#if defined(V4_BF16)
+    const uint16_t* packed = w.format == Format::FP8   ? tokens.fp8_order
+                             : w.format == Format::FP4 ? tokens.fp4_order : nullptr;
+    const int64_t columns = w.columns;
+    while (packed && rows > 0) {
+        int64_t tile = std::min(rows, kTile - row % kTile);
+        if (!fits_bf16(w, row, tile)) break;
+        if (count == 1) {
+            static const Fp8Decoder fp8;
+            static const Fp4Decoder fp4;
+            const uint16_t* x = packed + first * columns;
+            float* out = y + first * stride + row;
+            int64_t r = 0;
+            if (w.format == Format::FP4) {
+                for (; r + 8 <= tile; r += 8) stream_fp4<8>(fp4, w, row + r, x, out + r);
+                for (; r < tile; ++r) stream_fp4<1>(fp4, w, row + r, x, out + r);
+            } else {
+                // The scale of these rows goes to the token instead: as exact, and done once.
+                uint16_t* scaled = Arena::mine().get<uint16_t>(columns);
+                const uint8_t* s = w.scale + (row / 128) * (columns / 128);
+                for (int64_t k = 0; k < columns; k += 32)
+                    _mm512_storeu_si512(scaled + k, scale_bf16(_mm512_loadu_si512(x + k), exponent_words(s[k / 128])));
+                for (; r + 8 <= tile; r += 8) stream_fp8<8>(fp8, w, row + r, scaled, out + r);
+                for (; r < tile; ++r) stream_fp8<1>(fp8, w, row + r, scaled, out + r);
+            }
+        } else {
+            static const Fp8Decoder fp8;
+            static const Fp4Decoder fp4;
+            uint16_t* decoded = Arena::mine().get<uint16_t>(kTile * columns);
+            for (int64_t r = 0; r < tile; ++r) {
+                const uint8_t* p = w.row(row + r);
+                for (int64_t k = 0; k < columns; k += 64) {
+                    __m512i a, b;
+                    if (w.format == Format::FP4) {
+                        fp4.pair(p + k / 2, w.scale + (row + r) * (columns / 32) + k / 32, a, b);
+                    } else {
+                        fp8.pair(p + k, a, b);
+                        __m512i e = exponent_words(w.scale[((row + r) / 128) * (columns / 128) + k / 128]);
+                        a = scale_bf16(a, e), b = scale_bf16(b, e);
+                    }
+                    _mm512_storeu_si512(decoded + r * columns + k, a);
+                    _mm512_storeu_si512(decoded + r * columns + k + 32, b);
+                }
+            }
+            const uint16_t* x = packed + first * columns;
+            float* out = y + first * stride + row;
+            blocks(count, tile, [&](auto M, auto N, int64_t m, int64_t n) {
+                block_bf16<M(), N()>(x + m * columns, columns, decoded + n * columns, out + m * stride + n, stride);
+            });
+        }
+        row += tile;
+        rows -= tile;
+    }
+    if (rows == 0) return;
+#endif
+    const float* x = tokens.x + first * tokens.padded;
+    float* out = y + first * stride + row;
+    if (count == 1) {
+        switch (w.format) {
+            case Format::F32: return stream_rows<F32Weights>(w, row, rows, x, out);
+            case Format::BF16: return stream_rows<BF16Weights>(w, row, rows, x, out);
+            case Format::FP8: return stream_rows<Fp8Weights>(w, row, rows, x, out);
+            case Format::FP4: return stream_rows<Fp4Weights>(w, row, rows, x, out);
+        }
+    }
+    const int64_t padded = round_up(w.columns, W);
+    const bool in_place = w.format == Format::F32 && padded == w.columns;
+    float* decoded = in_place ? nullptr : Arena::mine().get<float>(kTile * padded);
+    for (int64_t r = 0; r < rows; r += kTile) {
+        int64_t tile = std::min(kTile, rows - r);
+        const float* from = reinterpret_cast<const float*>(w.row(row + r));
+        if (!in_place) {
+            for (int64_t i = 0; i < tile; ++i) decode_row(w, row + r + i, decoded + i * padded);
+            from = decoded;
+        }
+        blocks(count, tile, [&](auto M, auto N, int64_t m, int64_t n) {
+            block_f32<M(), N()>(x + m * tokens.padded, tokens.padded, from + n * padded, padded, padded,
+                            out + m * stride + r + n, stride);
+        });
+    }
+}
+
+// Tokens as they are; copied only where their rows must be padded.
+inline Tokens plain_tokens(Arena& arena, const float* x, int64_t count, int64_t columns) {
+    Tokens tokens{x, count, columns, columns};
+    if (columns % W) {
+        tokens.padded = round_up(columns, W);
+        float* copy = arena.get<float>(count * tokens.padded);
+        for (int64_t m = 0; m < count; ++m) {
+            std::memcpy(copy + m * tokens.padded, x + m * columns, columns * sizeof(float));
+            std::fill(copy + m * tokens.padded + columns, copy + (m + 1) * tokens.padded, 0.0f);
+        }
+        tokens.x = copy;
+    }
+    return tokens;
+}
+
+// Tokens rounded to FP8; `fp8` and `fp4` say for which weights.
+inline Tokens rounded_tokens(Arena& arena, Pool& pool, const float* x, int64_t count, int64_t columns, bool fp8,
+                             bool fp4) {
+    Tokens tokens{nullptr, count, columns, columns};
+    float* rounded = arena.get<float>(count * columns);
+    tokens.x = rounded;
+#if defined(V4_BF16)
+    uint16_t* order8 = fp8 ? arena.get<uint16_t>(count * columns) : nullptr;
+    uint16_t* order4 = fp4 ? arena.get<uint16_t>(count * columns) : nullptr;
+    std::atomic<bool> fits{true};
+#else
+    (void)fp8, (void)fp4;
+#endif
+    const int64_t group = std::max<int64_t>(1, 16384 / std::max<int64_t>(columns, 1));
+    pool.run((count + group - 1) / group, [&](int64_t task) {
+        for (int64_t m = task * group; m < std::min(count, (task + 1) * group); ++m) {
+            for (int64_t k = 0; k < columns; k += 128) round_fp8(x + m * columns + k, rounded + m * columns + k, 128);
+#if defined(V4_BF16)
+            V peak{};
+            for (int64_t k = 0; k < columns; k += W) peak = maximum(peak, absolute(load(rounded + m * columns + k)));
+            if (!(largest(peak) < kLargest)) fits = false;
+            pack_bf16(rounded + m * columns, columns, fp8 ? order8 + m * columns : nullptr,
+                      fp4 ? order4 + m * columns : nullptr);
+#endif
+        }
+    });
+#if defined(V4_BF16)
+    if (fits) tokens.fp8_order = order8, tokens.fp4_order = order4;
+#endif
+    return tokens;
+}
+
+struct Product {
+    const Tokens* tokens;
+    Matrix weight;
+    float* y;
+    int64_t stride;
+};
+
+// All products at once, so that the threads share their tiles.
+inline void multiply_all(Pool& pool, std::initializer_list<Product> products) {
+    struct Task {
+        const Product* product;
+        int64_t row, rows, first, count;
+    };
+    std::vector<Task> tasks;
+    for (const Product& product : products) {
+        const Matrix& w = product.weight;
+        const int64_t count = product.tokens->count;
+        // Enough work for a task to be worth its start, enough tasks for all threads.
+        int64_t rows = kTile;
+        const int64_t least = count == 1 ? 65536 : 32768;
+        while (rows * w.row_bytes() < least && rows * pool.threads() * 4 < w.rows) rows *= 2;
+        const int64_t tiles = (w.rows + rows - 1) / rows;
+        int64_t parts = tiles >= 2 * pool.threads() ? 1 : (2 * pool.threads() + tiles - 1) / tiles;
+        int64_t tokens = std::max<int64_t>(std::max<int64_t>(1, 24 / kBlockM) * kBlockM, (count + parts - 1) / parts);
+        // At most what stays in the cache while the tiles pass.
+        tokens = round_up(std::min<int64_t>(tokens, 768), kBlockM);
+        for (int64_t m = 0; m < count; m += tokens)
+            for (int64_t r = 0; r < w.rows; r += rows)
+                tasks.push_back({&product, r, std::min(rows, w.rows - r), m, std::min(tokens, count - m)});
+    }
+    pool.run(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
+        const Task& task = tasks[i];
+        const Product& p = *task.product;
+        multiply(*p.tokens, p.weight, task.row, task.rows, task.first, task.count, p.y, p.stride);
+    });
+}
