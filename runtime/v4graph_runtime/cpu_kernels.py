@@ -140,7 +140,9 @@ def library_path() -> Path | None:
     if named is None:
         return LIBRARY if LIBRARY.is_file() else None
     if not Path(named).is_file():
-        raise EngineError(f"{LIBRARY_VARIABLE} is '{named}', which is no file; unset it, or name the library.")
+        raise EngineError(
+            f"{LIBRARY_VARIABLE} is '{named}', which is no file; unset it, or name the library."
+        )
     return Path(named)
 
 

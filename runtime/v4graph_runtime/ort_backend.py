@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 from v4graph.errors import EngineError
 from v4graph.ort import DEVICE, Provider, first_line, load, open_session
+from v4graph_runtime import cpu_kernels
+from v4graph_runtime.function_names import function_names
 from v4graph_runtime.state import Array, StateTensor
 
 # Folded constants above this stay in the graph: folding would turn embedded FP8 and FP4 weights
@@ -33,13 +35,16 @@ class OrtOptions:
         threads: Threads per op on the CPU, 0 for one per core.
         in_place: Bind each state's buffer as input and output at once. False keeps two buffers per
             state and swaps them, for comparison.
-        spinning: Let idle threads spin between ops; only pays on a machine with nothing else to do.
+        spinning: Let onnxruntime's idle threads spin between ops; only pays on a machine with nothing
+            else to do.
+        kernels: Use the native CPU kernels of the custom ops, if they are built, instead of function bodies.
     """
 
     provider: Provider = "cpu"
     threads: int = 0
     in_place: bool = True
     spinning: bool = False
+    kernels: bool = True
 
 
 def open_model(path: Path, options: OrtOptions) -> Any:
@@ -52,11 +57,15 @@ def open_model(path: Path, options: OrtOptions) -> Any:
     settings = module.SessionOptions()
     settings.log_severity_level = 3
     # Not 0: onnxruntime would then pin its threads to cores, and wait whenever another process has one.
-    settings.intra_op_num_threads = options.threads or available_cores()
+    threads = options.threads or available_cores()
+    settings.intra_op_num_threads = threads
     settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
     settings.add_session_config_entry(
         "optimization.constant_folding_max_output_size_in_bytes", str(FOLD_LIMIT)
     )
+    if options.provider == "cpu" and options.kernels and path.is_file():
+        # A registered kernel comes before the function of its name.
+        cpu_kernels.register(settings, function_names(path), threads)
     return open_session(module, path, settings, options.provider)
 
 

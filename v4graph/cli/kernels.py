@@ -1,4 +1,4 @@
-"""`v4graph kernels`: compile the CUDA kernels behind the plugins, and list what they use."""
+"""`v4graph kernels`: compile the CUDA kernels behind the plugins and the CPU kernels; list what is used."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 @click.group()
 def kernels() -> None:
-    """Compile the CUDA kernels behind the TensorRT plugins, and list what they use.
+    """Compile the kernels: CUDA ones behind the TensorRT plugins, native ones for onnxruntime on the CPU.
 
     \b
     v4graph kernels build sm120
+    v4graph kernels build-cpu
     v4graph kernels list --json
     """
 
@@ -66,6 +67,38 @@ def build(targets: tuple[str, ...], out: Path | None, as_json: bool) -> None:
         click.echo(f"Error: {sentence}.", err=True)
     if found:
         raise click.exceptions.Exit(1)
+
+
+@kernels.command("build-cpu")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="File of the library.  [default: the installation's]"
+)
+@click.option("--sanitize", is_flag=True, help="With AddressSanitizer and UBSan, for tests; needs --out.")
+def build_cpu(out: Path | None, sanitize: bool) -> None:
+    """Compile the CPU kernels that sessions in onnxruntime load (plain, AVX2, AVX-512 and bfloat16).
+
+    Needs a C++17 compiler (CXX, g++ or clang++). What is up to date is not compiled again.
+    V4GRAPH_CPU_LIBRARY names another library to load, V4GRAPH_CPU_ISA an instruction set other than the
+    best.
+
+    \b
+    v4graph kernels build-cpu
+    """
+    from v4graph_runtime import cpu_kernels
+
+    if sanitize and out is None:
+        raise click.UsageError(
+            "--sanitize needs --out: such a library only loads with the sanitizers' runtime."
+        )
+    path = out or cpu_kernels.LIBRARY
+    with progress() as report:
+        built = cpu_kernels.build_library(cpu_kernels.find_compiler(), path, sanitize=sanitize, report=report)
+    sets = (
+        ""
+        if sanitize
+        else f", {', '.join(cpu_kernels.instruction_sets(cpu_kernels.open_library(path)))} run here"
+    )
+    click.echo(f"{path} ({path.stat().st_size:,} bytes, {'compiled' if built else 'up to date'}{sets})")
 
 
 @kernels.command("list")

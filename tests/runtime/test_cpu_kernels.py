@@ -1,0 +1,96 @@
+"""The native CPU kernels give the reference's numbers, on every instruction set that this machine has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from op_cases import OpCase, all_cases
+
+from v4graph.ops import ALL_OPS, DOMAIN
+from v4graph.ops.tolerance import mismatch
+from v4graph_export import bodies
+from v4graph_export.functions import OPSETS
+from v4graph_runtime import cpu_kernels
+
+CASES = list(all_cases())
+_ONNX = {torch.float32: ir.DataType.FLOAT, torch.int8: ir.DataType.INT8, torch.bfloat16: ir.DataType.BFLOAT16}
+_ONNX |= {torch.int32: ir.DataType.INT32, torch.int64: ir.DataType.INT64}
+_KINDS = {float: "f", int: "i", str: "t"}
+
+
+@pytest.fixture(scope="session")
+def library() -> Path:
+    """Return the library, compiled if it is not up to date."""
+    named = cpu_kernels.library_path()
+    if named is None or named == cpu_kernels.LIBRARY:
+        cpu_kernels.build_library(cpu_kernels.find_compiler())
+    path = cpu_kernels.library_path()
+    assert path
+    return path
+
+
+SETS = tuple(cpu_kernels.SETS)
+
+
+def run_kernel(case: OpCase, inputs: dict[str, torch.Tensor], isa: str, threads: int = 2) -> list[np.ndarray]:
+    """Run one op in onnxruntime with no body: the kernel must be there."""
+    values = [
+        ir.Value(name=name, type=ir.TensorType(_ONNX[t.dtype]), shape=ir.Shape([None] * t.dim()))
+        for name, t in inputs.items()
+    ]
+    attributes = [ir.convenience.convert_attribute(k, v) for k, v in case.attributes.items()]
+    node = ir.Node(DOMAIN, case.variant.name, values, attributes, num_outputs=len(case.spec.outputs))
+    for value, port in zip(node.outputs, case.spec.outputs, strict=True):
+        value.name = f"out_{port.name}"
+        dtype = ir.DataType.INT32 if port.dtypes == ("int32",) else ir.DataType.FLOAT
+        value.type, value.shape = ir.TensorType(dtype), ir.Shape([None] * len(port.dims))
+    graph = ir.Graph(values, node.outputs, nodes=[node], opset_imports=dict(OPSETS), name="one_op")
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3
+    cpu_kernels.register(settings, [case.variant.name], threads, isa)
+    session = onnxruntime.InferenceSession(
+        ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString(),
+        settings,
+        providers=["CPUExecutionProvider"],
+    )
+    return session.run(None, {name: t.numpy() for name, t in inputs.items()})
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_kernel_equals_reference(case: OpCase, isa: str, library: Path) -> None:
+    if isa not in cpu_kernels.instruction_sets(cpu_kernels.open_library(library)):
+        pytest.skip(f"this machine does not run {isa}")
+    inputs = case.inputs()
+    expected = case.reference(inputs)
+    for got, want, port in zip(run_kernel(case, inputs, isa), expected, case.spec.outputs, strict=True):
+        assert not mismatch(case.spec, got, want.numpy(), case.attributes), port.name
+
+
+def test_kernels_have_the_ports_of_the_catalogue(library: Path) -> None:
+    listed = cpu_kernels.open_library(library).v4graph_cpu_ops().decode().splitlines()
+    found = {}
+    for line in listed:
+        name, inputs, outputs, *attributes = line.split(" ")
+        found[name] = (int(inputs), outputs, sorted(attributes[0]))
+    letters = {
+        "eps": "e", "hc_eps": "h", "limit": "l", "scale": "s", "iters": "n", "overlap": "o",
+        "window": "w", "ratio": "r", "topk": "k", "groups": "g",
+    }  # fmt: skip
+    wanted = {}
+    for spec in ALL_OPS:
+        outputs = "".join("i" if port.dtypes == ("int32",) else "f" for port in spec.outputs)
+        keys = [letters.get(name, "t" if kind is str else "q") for name, kind in spec.attributes.items()]
+        wanted[spec.name] = (len(spec.inputs), outputs, sorted(keys))
+    assert found == wanted
+
+
+def test_every_shipped_variant_has_a_kernel(library: Path) -> None:
+    listed = cpu_kernels.open_library(library).v4graph_cpu_ops().decode().splitlines()
+    names = {line.split(" ")[0] for line in listed}
+    assert {variant.name.partition("__")[0] for variant in bodies.shipped_variants("float32")} <= names
