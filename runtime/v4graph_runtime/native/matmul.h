@@ -165,7 +165,7 @@ inline __m512i scale_bf16(__m512i v, __m512i exponent) {
     return _mm512_mask_add_epi16(v, there, v, exponent);
 }
 
-inline __m512i exponent_words(uint8_t scale) { return _mm512_set1_epi16(static_cast<short>((scale - 127) << 7)); }
+inline __m512i exponent_words(uint8_t scale) { return _mm512_set1_epi16(static_cast<short>((scale - 127) * 128)); }
 
 inline bool scales_fit(const uint8_t* scale, int64_t count) {
     int bad = 0;
@@ -365,7 +365,7 @@ inline void stream_rows(const Matrix& w, int64_t row, int64_t rows, const float*
     for (; r < rows; ++r) stream_f32<F, 1>(w, row + r, x, y + r);
 }
 
-// Rows [row, row + rows) of W for tokens [first, first + count); y[token * stride + r], r from `row`.
+// Rows [row, row + rows) of W for tokens [first, first + count): y[token * stride + r], r from 0.
 inline void multiply(const Tokens& tokens, const Matrix& w, int64_t row, int64_t rows, int64_t first, int64_t count,
                      float* y, int64_t stride) {
     Arena::Scope scope(Arena::mine());
@@ -380,7 +380,7 @@ inline void multiply(const Tokens& tokens, const Matrix& w, int64_t row, int64_t
             static const Fp8Decoder fp8;
             static const Fp4Decoder fp4;
             const uint16_t* x = packed + first * columns;
-            float* out = y + first * stride + row;
+            float* out = y + first * stride;
             int64_t r = 0;
             if (w.format == Format::FP4) {
                 for (; r + 8 <= tile; r += 8) stream_fp4<8>(fp4, w, row + r, x, out + r);
@@ -414,18 +414,19 @@ inline void multiply(const Tokens& tokens, const Matrix& w, int64_t row, int64_t
                 }
             }
             const uint16_t* x = packed + first * columns;
-            float* out = y + first * stride + row;
+            float* out = y + first * stride;
             blocks(count, tile, [&](auto M, auto N, int64_t m, int64_t n) {
                 block_bf16<M(), N()>(x + m * columns, columns, decoded + n * columns, out + m * stride + n, stride);
             });
         }
         row += tile;
         rows -= tile;
+        y += tile;
     }
     if (rows == 0) return;
 #endif
     const float* x = tokens.x + first * tokens.padded;
-    float* out = y + first * stride + row;
+    float* out = y + first * stride;
     if (count == 1) {
         switch (w.format) {
             case Format::F32: return stream_rows<F32Weights>(w, row, rows, x, out);
@@ -531,6 +532,6 @@ inline void multiply_all(Pool& pool, std::initializer_list<Product> products) {
     pool.run(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
         const Task& task = tasks[i];
         const Product& p = *task.product;
-        multiply(*p.tokens, p.weight, task.row, task.rows, task.first, task.count, p.y, p.stride);
+        multiply(*p.tokens, p.weight, task.row, task.rows, task.first, task.count, p.y + task.row, p.stride);
     });
 }

@@ -263,7 +263,7 @@ inline void grouped_output(Call& call, const Matrix& weight) {
             }
             tokens.x = copy, tokens.padded = round_up(width, W);
         }
-        multiply(tokens, weight, row, rows, 0, some, z.f32() + first * weight.rows, weight.rows);
+        multiply(tokens, weight, row, rows, 0, some, z.f32() + first * weight.rows + row, weight.rows);
     });
 }
 
@@ -419,13 +419,12 @@ inline void run_experts(Pool& pool, const float* x, int64_t count, std::vector<W
     }
     // Rounded once per token; experts gather rounded rows.
     Tokens source = quantised ? rounded_tokens(arena, pool, x, count, D, fp8, fp4) : plain_tokens(arena, x, count, D);
-    int64_t most = 0, inner_rows = 0;
+    int64_t most = 0;
     for (Work& work : all) {
         const int64_t n = static_cast<int64_t>(work.rows.size()), I = work.expert.w1.rows;
         work.gate = arena.get<float>(n * I);
         work.value = arena.get<float>(n * I);
         most = std::max(most, n);
-        inner_rows += n;
         if (count == 1 || n == count) {
             work.tokens = source;
             continue;
@@ -460,8 +459,8 @@ inline void run_experts(Pool& pool, const float* x, int64_t count, std::vector<W
     pool.run(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
         const Task& t = tasks[i];
         const int64_t I = t.work->expert.w1.rows;
-        multiply(t.work->tokens, t.work->expert.w1, t.row, t.rows, t.first, t.count, t.work->gate, I);
-        multiply(t.work->tokens, t.work->expert.w3, t.row, t.rows, t.first, t.count, t.work->value, I);
+        multiply(t.work->tokens, t.work->expert.w1, t.row, t.rows, t.first, t.count, t.work->gate + t.row, I);
+        multiply(t.work->tokens, t.work->expert.w3, t.row, t.rows, t.first, t.count, t.work->value + t.row, I);
         for (int64_t m = t.first; m < t.first + t.count; ++m) {
             float* gate = t.work->gate + m * I + t.row;
             swiglu(gate, t.work->value + m * I + t.row, t.work->gains[m], limit, gate, t.rows);
@@ -476,9 +475,7 @@ inline void run_experts(Pool& pool, const float* x, int64_t count, std::vector<W
                             : plain_tokens(arena, work.gate, n, I);
     }
     // Each task has a range of output channels for itself and adds the experts in order.
-    int64_t columns = kTile;
-    const int64_t parts = most == 1 ? 1 : 1;
-    (void)parts;
+    const int64_t columns = kTile;
     pool.run((D + columns - 1) / columns, [&](int64_t task) {
         Arena::Scope scope(Arena::mine());
         const int64_t row = task * columns, rows = std::min(columns, D - row);
@@ -486,12 +483,11 @@ inline void run_experts(Pool& pool, const float* x, int64_t count, std::vector<W
         for (Work& work : all)
             for (int64_t m = 0; m < work.tokens.count; m += chunk) {
                 const int64_t some = std::min(chunk, work.tokens.count - m);
-                // `multiply` writes at [token * stride + row]: shift so that it lands in `result`.
                 Tokens tokens = work.inner;
                 tokens.x += m * tokens.padded;
                 if (tokens.fp8_order) tokens.fp8_order += m * tokens.columns;
                 if (tokens.fp4_order) tokens.fp4_order += m * tokens.columns;
-                multiply(tokens, work.expert.w2, row, rows, 0, some, result - row, rows);
+                multiply(tokens, work.expert.w2, row, rows, 0, some, result, rows);
                 for (int64_t i = 0; i < some; ++i) {
                     float* to = y + work.rows[m + i] * D + row;
                     for (int64_t c = 0; c < rows; ++c) to[c] += result[i * rows + c];
