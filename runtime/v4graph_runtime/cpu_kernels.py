@@ -159,6 +159,8 @@ def open_library(path: Path) -> ctypes.CDLL:
     library.v4graph_cpu_configure.argtypes = (ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p)
     library.v4graph_cpu_sets.restype = ctypes.c_char_p
     library.v4graph_cpu_ops.restype = ctypes.c_char_p
+    library.v4graph_cpu_read.argtypes = (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int)
+    library.v4graph_cpu_read.restype = ctypes.c_uint64
     return library
 
 
