@@ -80,9 +80,7 @@ def open_op(op: Op, threads: int) -> Callable[[], None]:
     """Return a call of the op on the next set of weights."""
     spec = OPS_BY_NAME[op.op]
     values = [
-        ir.Value(
-            name=name, type=ir.TensorType(TYPES[str(array.dtype)]), shape=ir.Shape([None] * array.ndim)
-        )
+        ir.Value(name=name, type=ir.TensorType(TYPES[str(array.dtype)]), shape=ir.Shape([None] * array.ndim))
         for name, array in op.inputs.items()
     ]
     attributes = [ir.convenience.convert_attribute(k, v) for k, v in op.attributes.items()]

@@ -64,6 +64,11 @@ constexpr int64_t kTile = 32;  // rows of a tile; divides 128
 
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
+// How far ahead `rows` rows that are read together are fetched: along a long row, else the next rows.
+inline int64_t prefetch_distance(int64_t rows, int64_t row_bytes) {
+    return row_bytes > 2048 ? 2048 : rows * row_bytes;
+}
+
 #if defined(V4_BF16)
 constexpr float kLargest = 1.15292150e18f;  // 2^60; with the scales below, no bfloat16 over- or underflows
 constexpr uint8_t kLeastScale = 32, kMostScale = 190;
@@ -168,8 +173,9 @@ inline __m512i scale_bf16(__m512i v, __m512i exponent) {
 inline __m512i exponent_words(uint8_t scale) { return _mm512_set1_epi16(static_cast<short>((scale - 127) * 128)); }
 
 inline bool scales_fit(const uint8_t* scale, int64_t count) {
-    int bad = 0;
-    for (int64_t i = 0; i < count; ++i) bad |= scale[i] < kLeastScale || scale[i] > kMostScale;
+    uint8_t bad = 0;  // no short cuts: the loop is a vector of comparisons
+    for (int64_t i = 0; i < count; ++i)
+        bad |= static_cast<uint8_t>(static_cast<uint8_t>(scale[i] - kLeastScale) > kMostScale - kLeastScale);
     return !bad;
 }
 
@@ -185,13 +191,13 @@ inline void stream_fp8(const Fp8Decoder& decoder, const Matrix& w, int64_t row, 
     V sum[R];
     for (int r = 0; r < R; ++r) sum[r] = V{};
     const uint8_t* p = w.row(row);
-    const int64_t step = w.columns;
+    const int64_t step = w.columns, ahead = prefetch_distance(R, step);
     for (int64_t k = 0; k < step; k += 64) {
         __m512i a = _mm512_loadu_si512(x + k), b = _mm512_loadu_si512(x + k + 32);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
             __m512i first, second;
-            _mm_prefetch(reinterpret_cast<const char*>(p + (r + R) * step + k), _MM_HINT_T1);
+            _mm_prefetch(reinterpret_cast<const char*>(p + r * step + k + ahead), _MM_HINT_T0);
             decoder.pair(p + r * step + k, first, second);
             sum[r] = dot_bf16(dot_bf16(sum[r], first, a), second, b);
         }
@@ -203,14 +209,14 @@ template <int R>
 inline void stream_fp4(const Fp4Decoder& decoder, const Matrix& w, int64_t row, const uint16_t* x, float* y) {
     V sum[R];
     for (int r = 0; r < R; ++r) sum[r] = V{};
-    const int64_t step = w.columns / 2, scales = w.columns / 32;
+    const int64_t step = w.columns / 2, scales = w.columns / 32, ahead = prefetch_distance(R, step);
     const uint8_t *p = w.row(row), *s = w.scale + row * scales;
     for (int64_t k = 0; k < w.columns; k += 64) {
         __m512i a = _mm512_loadu_si512(x + k), b = _mm512_loadu_si512(x + k + 32);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
             __m512i first, second;
-            if (!(k & 64)) _mm_prefetch(reinterpret_cast<const char*>(p + (r + R) * step + k / 2), _MM_HINT_T1);
+            _mm_prefetch(reinterpret_cast<const char*>(p + r * step + k / 2 + ahead), _MM_HINT_T0);
             decoder.pair(p + r * step + k / 2, s + r * scales + k / 32, first, second);
             sum[r] = dot_bf16(dot_bf16(sum[r], first, a), second, b);
         }
@@ -324,8 +330,9 @@ inline void stream_f32(const Matrix& w, int64_t row, const float* x, float* y) {
     V total[R];
     for (int r = 0; r < R; ++r) total[r] = V{};
     const uint8_t* p = w.row(row);
-    const int64_t step = w.row_bytes();
+    const int64_t step = w.row_bytes(), ahead = prefetch_distance(R, step);
     if constexpr (F::quantised) {
+        (void)ahead;
         for (int64_t k = 0; k < w.columns; k += 32) {
             float scale[R];
             for (int r = 0; r < R; ++r)
@@ -341,7 +348,7 @@ inline void stream_f32(const Matrix& w, int64_t row, const float* x, float* y) {
             V a = load(x + k);
 #pragma GCC unroll 8
             for (int r = 0; r < R; ++r) {
-                __builtin_prefetch(p + (r + R) * step + F::bytes(k), 0, 2);
+                __builtin_prefetch(p + r * step + F::bytes(k) + ahead);
                 total[r] += a * F::read(p + r * step, k);
             }
         }
@@ -383,7 +390,7 @@ inline void multiply(const Tokens& tokens, const Matrix& w, int64_t row, int64_t
             float* out = y + first * stride;
             int64_t r = 0;
             if (w.format == Format::FP4) {
-                for (; r + 8 <= tile; r += 8) stream_fp4<8>(fp4, w, row + r, x, out + r);
+                for (; r + 4 <= tile; r += 4) stream_fp4<4>(fp4, w, row + r, x, out + r);
                 for (; r < tile; ++r) stream_fp4<1>(fp4, w, row + r, x, out + r);
             } else {
                 // The scale of these rows goes to the token instead: as exact, and done once.
