@@ -11,6 +11,7 @@ from typing import IO, Any
 import click
 
 from v4graph import __version__
+from v4graph.cli.bench import bench
 from v4graph.cli.build import build
 from v4graph.cli.checkpoint import init, pack
 from v4graph.cli.doctor import doctor
@@ -66,7 +67,7 @@ def main() -> None:
 
 
 for _command in (
-    *(plan, export, optimize, passes, build, run, evaluate, verify),
+    *(plan, export, optimize, passes, build, run, evaluate, bench, verify),
     *(inspect, view, init, pack, kernels, doctor),
 ):
     main.add_command(_command)

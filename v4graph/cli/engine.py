@@ -182,11 +182,12 @@ def _open(
     weights = open_checkpoint(checkpoint, allow_unknown=allow_unknown) if checkpoint is not None else None
     with progress() as report:
         report("open the engine", 0, 1)
-        session = Session(engine_dir, weights, options=_options(engine_dir, provider, threads))
+        session = Session(engine_dir, weights, options=session_options(engine_dir, provider, threads))
     return session, Tokenizer.load(engine_dir, weights.path if weights else None)
 
 
-def _options(engine_dir: Path, provider: Provider, threads: int) -> OrtOptions | None:
+def session_options(engine_dir: Path, provider: Provider, threads: int) -> OrtOptions | None:
+    """Return onnxruntime's options from the command line; None for an engine of another backend."""
     from v4graph.manifest import Manifest
     from v4graph_runtime.ort_backend import OrtOptions
 

@@ -17,6 +17,7 @@ from v4graph.verify.schedules import Call, chunk_of
 
 if TYPE_CHECKING:
     from v4graph.checkpoint import Checkpoint
+    from v4graph_runtime import bench
 
 Kind = Literal["checkpoint", "graph", "engine", "transformers"]
 KINDS: tuple[Kind, ...] = ("checkpoint", "graph", "engine", "transformers")
@@ -191,6 +192,41 @@ def _fits(side: Side, manifest: Manifest, tokens: int) -> None:
 def _transformers(side: Side, ids: Array) -> Array:
     import torch
 
+    model = _transformers_model(side.folder)
+    with torch.no_grad():
+        found: Array = model(input_ids=torch.from_numpy(ids), use_cache=False).logits.float().numpy()
+    return found
+
+
+def transformers_side(folder: Path, threads: int) -> bench.Side:
+    """Return a checkpoint in transformers (eager, float32, with its cache) to be timed by `v4graph bench`.
+
+    Raises:
+        EngineError: transformers is not installed, or does not load the checkpoint.
+    """
+    import torch
+
+    from v4graph_runtime.bench import Side as Timed
+
+    model = _transformers_model(folder)
+    torch.set_num_threads(threads)
+    cache: list[Any] = []
+
+    def append(ids: Array) -> object:
+        with torch.no_grad():
+            past = cache[0] if cache else None
+            out = model(
+                input_ids=torch.from_numpy(ids), past_key_values=past, use_cache=True, logits_to_keep=1
+            )
+        cache[:] = [out.past_key_values]
+        return out.logits.numpy()
+
+    return Timed("transformers", cache.clear, append)
+
+
+def _transformers_model(folder: Path) -> Any:
+    import torch
+
     try:
         import transformers
     except ModuleNotFoundError as error:
@@ -199,10 +235,8 @@ def _transformers(side: Side, ids: Array) -> Array:
         ) from error
     try:
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            side.folder, torch_dtype=torch.float32, attn_implementation="eager"
+            folder, torch_dtype=torch.float32, attn_implementation="eager"
         )
     except Exception as error:  # transformers raises what it likes
-        raise EngineError(f"{side.folder}: transformers cannot load it ({error}).") from error
-    with torch.no_grad():
-        found: Array = model.eval()(input_ids=torch.from_numpy(ids), use_cache=False).logits.float().numpy()
-    return found
+        raise EngineError(f"{folder}: transformers cannot load it ({error}).") from error
+    return model.eval()
