@@ -17,7 +17,7 @@ from v4graph_runtime import Session, cpu_kernels
 from v4graph_runtime.ort_backend import OrtOptions
 
 LONG = 65_536
-# Bytes that a process may have at once while it prefills 64K tokens of nano: in pieces of 4,096 (668 MB on
+# Bytes that a process may have at once while it prefills 64K tokens of nano: in pieces of 4,096 (711 MB on
 # 2 cores), and in one (4.3 GB: activations; scores of every token for every token would be 17 GB per head).
 PEAK_IN_PIECES, PEAK_IN_ONE = 1_000_000_000, 6_000_000_000
 
