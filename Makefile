@@ -9,7 +9,7 @@ STAMP := $(VENV)/.v4graph-setup
 .PHONY: help setup demo test test-slow test-asan cpu-kernels kernels kernel-docs gpu-kernels test-gpu bench-gpu lint format type nano bodies clean
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv and install v4graph with every extra (once)
 
@@ -37,7 +37,7 @@ test-slow: cpu-kernels ## The slow proofs (no GPU; at most 17 minutes on 2 cores
 
 ASAN := build/asan/libv4graph_cpu.so
 # Python frees little of what it holds at its end: leaks are not looked for.
-test-asan: setup ## The CPU kernels' tests under AddressSanitizer and UBSan (5 minutes on 2 cores)
+test-asan: setup ## The CPU kernels' tests under AddressSanitizer and UBSan (2 minutes on 2 cores)
 	$(BIN)/v4graph kernels build-cpu --sanitize --out $(ASAN)
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 V4GRAPH_CPU_LIBRARY=$(ASAN) \
 	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \

@@ -6,7 +6,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,7 +103,7 @@ def weight_bytes_per_token(manifest: Manifest, experts_per_token: int) -> int:
     sizes = {"bfloat16": 2, "float32": 4, "int8": 1, "int32": 4, "int64": 8}
     total = 0
     for binding in manifest.bindings:
-        if binding.input in ("embed.weight",) or binding.input.endswith("tid2eid"):
+        if binding.input == "embed.weight" or binding.input.endswith("tid2eid"):
             continue
         count = int(np.prod(binding.shape, dtype=np.int64)) * sizes[binding.dtype]
         if binding.experts:
@@ -131,8 +131,3 @@ def peak_memory() -> int:
     """Largest resident set of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def ratios(timed: Iterable[Timed], against: Timed) -> list[tuple[float, float]]:
-    """How many times faster than `against` each is, in prefill and in decode."""
-    return [(against.prefill / one.prefill, against.decode / one.decode) for one in timed]

@@ -47,28 +47,27 @@ FLAGS = (
     "-pthread",
     "-Wall",
     "-Wextra",
-    "-Werror",
     # g++ 12 reports the placeholders of its own intrinsics headers.
     "-Wno-uninitialized",
     "-Wno-maybe-uninitialized",
     "-Wno-psabi",
 )
-SANITIZERS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+SANITIZERS = ("-Werror", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 
 Progress = Callable[[str, int, int], None]
 
 
 def find_compiler() -> str:
-    """Return the path of $CXX, g++ or clang++.
+    """Return the path of $CXX or g++.
 
     Raises:
         EngineError: there is none.
     """
-    for name in (os.environ.get("CXX", ""), "g++", "clang++"):
+    for name in (os.environ.get("CXX", ""), "g++"):
         if name and (path := shutil.which(name)):
             return path
     raise EngineError(
-        "no C++ compiler is found (CXX, g++, clang++); install one, such as with `apt install g++`; "
+        "no C++ compiler is found (CXX, g++); install g++ 12 or newer, such as with `apt install g++`; "
         "without it graphs run through their function bodies, only slower."
     )
 
@@ -92,7 +91,7 @@ def build_library(
         return False
     sets = SETS if platform.machine() in ("x86_64", "AMD64") else {"plain": ()}
     units = [("isa.cpp", name, (f"-DV4_ISA={name}", *extra)) for name, extra in sets.items()]
-    units += [(name, name.removesuffix(".cpp"), ()) for name in ("library.cpp", "pool.cpp")]
+    units += [("library.cpp", "library", (f'-DV4_SOURCES="{_sources()}"',)), ("pool.cpp", "pool", ())]
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         objects = [Path(folder) / f"{name}.o" for _, name, _ in units]
@@ -113,7 +112,13 @@ def build_library(
 
 def _digest(compiler: str, flags: Iterable[str]) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    state = hashlib.sha256(repr((version, tuple(flags), sorted(SETS.items()))).encode())
+    return hashlib.sha256(
+        repr((version, tuple(flags), sorted(SETS.items()), _sources())).encode()
+    ).hexdigest()
+
+
+def _sources() -> str:
+    state = hashlib.sha256()
     for path in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]):
         state.update(path.name.encode())
         state.update(path.read_bytes())
@@ -150,12 +155,17 @@ def open_library(path: Path) -> ctypes.CDLL:
     """Load the library with the types of its functions.
 
     Raises:
-        EngineError: it does not load here.
+        EngineError: it does not load here, or is out of date.
     """
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise EngineError(f"{path}: does not load ({error}); run `v4graph kernels build-cpu`.") from error
+    library.v4graph_cpu_sources.restype = ctypes.c_char_p
+    if library.v4graph_cpu_sources().decode() != _sources():
+        raise EngineError(
+            f"{path}: was compiled from other sources than this v4graph's; run `v4graph kernels build-cpu`."
+        )
     library.v4graph_cpu_configure.argtypes = (ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p)
     library.v4graph_cpu_sets.restype = ctypes.c_char_p
     library.v4graph_cpu_ops.restype = ctypes.c_char_p

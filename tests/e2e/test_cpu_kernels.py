@@ -43,6 +43,17 @@ def test_any_schedule_gives_the_same_bits(kind: str, request: pytest.FixtureRequ
     np.testing.assert_array_equal(run(built, ids, [37, 1, 200, 2, 5, 155]), whole)
 
 
+@pytest.mark.parametrize("isa", list(cpu_kernels.SETS))
+def test_every_instruction_set_keeps_the_bits(
+    isa: str, nano_v4: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if isa not in cpu_kernels.instruction_sets(cpu_kernels.open_library(cpu_kernels.LIBRARY)):
+        pytest.skip(f"this machine does not run {isa}")
+    monkeypatch.setenv(cpu_kernels.ISA_VARIABLE, isa)
+    ids = np.random.default_rng(4).integers(0, 1280, (1, 150))
+    np.testing.assert_array_equal(run(nano_v4, ids, [1] * 20 + [130]), run(nano_v4, ids, [150]))
+
+
 def test_a_slot_of_a_ragged_batch_and_a_replay_give_the_same_bits(nano_v4: Built) -> None:
     ids = np.random.default_rng(2).integers(0, 1280, (3, 160))
     alone = run(nano_v4, ids[1:2], [160])
@@ -57,7 +68,9 @@ def test_a_slot_of_a_ragged_batch_and_a_replay_give_the_same_bits(nano_v4: Built
 def test_kernels_and_bodies_agree(nano_v4: Built) -> None:
     ids = np.random.default_rng(3).integers(0, 1280, (1, 300))
     bodies = Session(nano_v4.engine, NANO, options=OrtOptions(kernels=False)).prefill(ids)
-    same = agreement(run(nano_v4, ids, [300]), bodies)
+    kernels = run(nano_v4, ids, [300])
+    assert not np.array_equal(kernels, bodies), "the kernels did not run"
+    same = agreement(kernels, bodies)
     assert same.mean_kl <= 1e-3
     assert same.argmax >= 0.98
 

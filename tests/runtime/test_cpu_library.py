@@ -32,6 +32,13 @@ def test_a_file_that_is_no_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp
         cpu_kernels.register(onnxruntime.SessionOptions(), [], 1)
 
 
+def test_a_library_of_other_sources_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu_kernels.build_library(cpu_kernels.find_compiler())
+    monkeypatch.setattr(cpu_kernels, "_sources", lambda: "other")
+    with pytest.raises(EngineError, match=r"compiled from other sources .*v4graph kernels build-cpu"):
+        cpu_kernels.register(onnxruntime.SessionOptions(), [], 1)
+
+
 def test_an_unknown_instruction_set_is_refused_with_those_that_run_here() -> None:
     cpu_kernels.build_library(cpu_kernels.find_compiler())
     with pytest.raises(EngineError, match=r"no instruction set 'sse9' .* plain in V4GRAPH_CPU_ISA"):

@@ -77,7 +77,7 @@ def build(targets: tuple[str, ...], out: Path | None, as_json: bool) -> None:
 def build_cpu(out: Path | None, sanitize: bool) -> None:
     """Compile the CPU kernels that sessions in onnxruntime load (plain, AVX2, AVX-512 and bfloat16).
 
-    Needs a C++17 compiler (CXX, g++ or clang++). What is up to date is not compiled again.
+    Needs g++ 12 or newer (CXX, or g++). What is up to date is not compiled again.
     V4GRAPH_CPU_LIBRARY names another library to load, V4GRAPH_CPU_ISA an instruction set other than the
     best.
 

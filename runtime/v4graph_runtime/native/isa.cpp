@@ -28,8 +28,14 @@ namespace V4_ISA {
 namespace {
 
 #include "vec.h"
+#include "weights.h"
+#include "bf16.h"
 #include "matmul.h"
-#include "ops.h"
+#include "rows.h"
+#include "hyper.h"
+#include "projections.h"
+#include "experts.h"
+#include "prep.h"
 #include "attention.h"
 
 bool supported() {
@@ -41,7 +47,7 @@ bool supported() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 #elif defined(__AVX2__)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 #else
     return true;
 #endif

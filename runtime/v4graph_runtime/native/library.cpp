@@ -256,6 +256,9 @@ V4_EXPORT const char* v4graph_cpu_sets() {
     return v4::g_text.c_str();
 }
 
+// What the library was compiled from, to tell one that is out of date.
+V4_EXPORT const char* v4graph_cpu_sources() { return V4_SOURCES; }
+
 // The ops with kernels: "name inputs outputs attributes" per line.
 V4_EXPORT const char* v4graph_cpu_ops() {
     std::lock_guard<std::mutex> guard(v4::g_lock);

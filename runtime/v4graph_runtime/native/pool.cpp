@@ -10,7 +10,7 @@ namespace v4 {
 
 namespace {
 
-constexpr int kSpins = 20000;  // some 200 us
+constexpr int kSpins = 20000;
 
 void relax() {
 #if defined(__x86_64__)
