@@ -161,8 +161,11 @@ def open_library(path: Path) -> ctypes.CDLL:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise EngineError(f"{path}: does not load ({error}); run `v4graph kernels build-cpu`.") from error
-    library.v4graph_cpu_sources.restype = ctypes.c_char_p
-    if library.v4graph_cpu_sources().decode() != _sources():
+    # A library of another kind, or of a time before this function, has none.
+    compiled_from = getattr(library, "v4graph_cpu_sources", None)
+    if compiled_from is not None:
+        compiled_from.restype = ctypes.c_char_p
+    if compiled_from is None or compiled_from().decode() != _sources():
         raise EngineError(
             f"{path}: was compiled from other sources than this v4graph's; run `v4graph kernels build-cpu`."
         )

@@ -39,6 +39,14 @@ def test_a_library_of_other_sources_is_refused(monkeypatch: pytest.MonkeyPatch) 
         cpu_kernels.register(onnxruntime.SessionOptions(), [], 1)
 
 
+def test_a_library_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import _ctypes
+
+    monkeypatch.setenv(cpu_kernels.LIBRARY_VARIABLE, _ctypes.__file__)
+    with pytest.raises(EngineError, match=r"compiled from other sources .*v4graph kernels build-cpu"):
+        cpu_kernels.register(onnxruntime.SessionOptions(), [], 1)
+
+
 def test_an_unknown_instruction_set_is_refused_with_those_that_run_here() -> None:
     cpu_kernels.build_library(cpu_kernels.find_compiler())
     with pytest.raises(EngineError, match=r"no instruction set 'sse9' .* plain in V4GRAPH_CPU_ISA"):
