@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.v4graph-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-asan cpu-kernels kernels kernel-docs gpu-kernels test-gpu bench-gpu lint format type nano bodies clean
+.PHONY: help setup demo test test-slow test-asan cpu-kernels kernels kernel-docs gpu-kernels test-gpu sanitize-gpu bench-gpu lint format type nano bodies clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,14 @@ gpu-kernels:
 
 test-gpu: gpu-kernels ## The tests that need an NVIDIA GPU (8 minutes on an H200, with bench-gpu)
 	$(GPU_RUN) -m pytest -q -rs -o minversion=8.0 -m gpu tests/gpu
+
+# Without torch's memory pool every tensor has bounds of its own.
+sanitize-gpu: gpu-kernels ## compute-sanitizer's memcheck and racecheck over one shape of every op (needs a GPU)
+	for tool in memcheck racecheck; do \
+	    PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTHONPATH=.:export:plugins:runtime:tests/support \
+	    compute-sanitizer --tool $$tool --error-exitcode 1 $(GPU_PYTHON) -m pytest -q -o minversion=8.0 -m gpu \
+	        tests/gpu/test_kernels_on_gpu.py -k one_shape_of_each || exit 1; \
+	done
 
 bench-gpu: gpu-kernels ## Time every op's kernels beside torch and the GPU's ceilings; BENCH_OUT= chooses the folder
 	$(GPU_RUN) benchmarks/kernels.py --out $(BENCH_OUT)

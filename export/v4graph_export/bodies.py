@@ -164,8 +164,22 @@ def ops_sha256() -> str:
     folder = Path(v4graph.ops.__file__).parent
     for path in sorted(set(folder.glob("*.py")) - {folder / "tolerance.py"}):
         tree = ast.parse(path.read_text())
-        digest.update(f"{path.name} {ast.dump(_Code().visit(tree))}".encode())
+        digest.update(f"{path.name} {_dump(_Code().visit(tree))}".encode())
     return digest.hexdigest()
+
+
+def _dump(node: object) -> str:
+    """Return a syntax tree as text, without empty fields.
+
+    Each Python version adds optional fields and prints them differently in ast.dump; a set that one
+    version built has to be current for all.
+    """
+    if isinstance(node, list):
+        return f"[{' '.join(map(_dump, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = ((name, value) for name, value in ast.iter_fields(node) if value not in (None, []))
+    return f"({type(node).__name__} {' '.join(f'{name}={_dump(value)}' for name, value in fields)})"
 
 
 class _Code(ast.NodeTransformer):
