@@ -1,6 +1,6 @@
 """GPU targets of an engine: what each can hold, which a TensorRT builds for, which run where.
 
-Source: NVIDIA's support matrices, and builds of TensorRT for RTX 1.7 for every target.
+Source: NVIDIA's support matrices, builds of TensorRT for RTX 1.7 for every target, and its words on an H100.
 """
 
 from __future__ import annotations
@@ -67,10 +67,18 @@ def number(target: str) -> int:
     return int(target.removeprefix("sm"))
 
 
-def runs_on(targets: Iterable[str], gpu: str) -> bool:
-    """Return whether a plan for `targets` runs on a GPU ("sm90"); portable ones need Ampere or later."""
+def runs_on(targets: Iterable[str], gpu: str, *, rtx: bool) -> bool:
+    """Return whether a plan for `targets` runs on a GPU ("sm90").
+
+    Full TensorRT's portable plans need Ampere or later; those of TensorRT for RTX run on its own targets and
+    what comes after them ("8.0 8.6 8.9 12.0 12.1 >12.0" in its words), not on Hopper or datacentre Blackwell.
+    """
     targets = tuple(targets)
-    return gpu in targets or (PORTABLE in targets and number(gpu) >= AMPERE)
+    if gpu in targets:
+        return True
+    newest = number(RTX_TARGETS[-1])
+    able = gpu in RTX_TARGETS or number(gpu) > newest if rtx else number(gpu) >= AMPERE
+    return PORTABLE in targets and able
 
 
 def holding(types: Iterable[str], among: Iterable[str]) -> tuple[str, ...]:

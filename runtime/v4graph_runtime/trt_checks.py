@@ -24,6 +24,7 @@ from v4graph_runtime.trt_engine import PLAN
 
 # Folder of the kernels that an engine ships.
 KERNELS = "kernels"
+RTX = "tensorrt_rtx"
 CHOICES: dict[str, Choice] = {"tensorrt": "full", "tensorrt_rtx": "rtx"}
 
 
@@ -143,7 +144,7 @@ def check_gpu(directory: Path, record: TensorRTBuild, machine: Machine, index: i
         title = f"{TITLES.get(record.package, record.package)} {record.version}"
         raise EngineError(f"{directory}: {driver_too_old(title, cuda[0], machine.driver)}.")
     here = machine.gpus[index]
-    if not runs_on(record.targets, here.target):
+    if not runs_on(record.targets, here.target, rtx=record.package == RTX):
         raise EngineError(
             f"{directory}: built for {', '.join(record.targets)}, GPU {index} is {here.target} "
             f"({here.name}); {_rebuild_for(directory, record, here.target)}."
@@ -151,9 +152,9 @@ def check_gpu(directory: Path, record: TensorRTBuild, machine: Machine, index: i
 
 
 def _rebuild_for(directory: Path, record: TensorRTBuild, target: str) -> str:
-    if record.package != "tensorrt_rtx" or target in RTX_TARGETS:
+    if record.package != RTX or target in RTX_TARGETS:
         return rebuild(directory, record, (target,))
-    if runs_on((PORTABLE,), target):
+    if runs_on((PORTABLE,), target, rtx=True):
         return rebuild(directory, record, (PORTABLE,))
     return rebuild(directory, dataclasses.replace(record, package="tensorrt"), (target,))
 

@@ -24,6 +24,8 @@ from v4graph.errors import EngineError
 from v4graph.gpu import Gpu
 from v4graph.targets import PORTABLE, RTX_TARGETS
 
+L4 = Gpu("NVIDIA L4", "sm89", 24_000_000_000)
+
 Cli = Callable[..., Result]
 ROOT = Path(__file__).resolve().parents[2]
 CPU_PACKAGE = {"get_available_providers": lambda: [CPU], "cuda_version": ""}
@@ -86,27 +88,33 @@ def test_without_a_gpu_it_builds_and_runs_on_the_cpu(machine: Machine) -> None:
 
 
 def test_with_a_gpu_every_backend_runs(machine: Machine) -> None:
-    report = machine(H200, versions={"tensorrt": "11.4.0", "tensorrt_rtx": "1.7.1"})
+    report = machine(L4, versions={"tensorrt": "11.4.0", "tensorrt_rtx": "1.7.1"})
     assert set(able(report).values()) == {(True, True)}
+    assert report.backends[3].build_targets == report.backends[3].run_targets == ("sm89",)
+    assert report.problems == ()
+
+
+def test_hopper_is_full_tensorrts(machine: Machine) -> None:
+    report = machine(H200, versions={"tensorrt": "11.4.0", "tensorrt_rtx": "1.7.1"})
     _, _, rtx, full = report.backends
-    # TensorRT for RTX has no sm90, but its portable plans run there.
-    assert rtx.run_targets == (PORTABLE,)
+    assert (rtx.runs, rtx.run_targets, rtx.note) == (False, (), "does not run on sm90; trt-full does")
     assert full.build_targets == full.run_targets == ("sm90",)
     assert report.problems == ()
 
 
 def test_a_gpu_runs_the_targets_that_fit_it(machine: Machine) -> None:
-    report = machine(Gpu("NVIDIA L4", "sm89", 24_000_000_000))
+    report = machine(L4)
     assert report.backends[2].run_targets == (PORTABLE, "sm89")
     assert report.backends[3].note == "not installed: pip install 'v4graph[trt]'"
 
 
-def test_a_gpu_older_than_every_target_is_told(machine: Machine) -> None:
-    report = machine(Gpu("Tesla T4", "sm75", 16_000_000_000))
+@pytest.mark.parametrize("gpu", [Gpu("Tesla T4", "sm75", 16_000_000_000), H200], ids=lambda gpu: gpu.target)
+def test_a_gpu_without_a_target_is_told(machine: Machine, gpu: Gpu) -> None:
+    report = machine(gpu)
     assert able(report)["trt-rtx"] == (True, False)
     (problem,) = report.problems
     assert problem == (
-        "TensorRT for RTX 1.7.1 has no target that runs on sm75; use full TensorRT, "
+        f"TensorRT for RTX 1.7.1 has no target that runs on {gpu.target}; use full TensorRT, "
         "`pip install 'v4graph[trt]'`."
     )
 
@@ -125,7 +133,7 @@ def test_an_old_driver_is_named_with_the_one_to_install(machine: Machine) -> Non
 
 
 def test_the_cpu_package_beside_a_gpu_is_a_problem(machine: Machine) -> None:
-    report = machine(H200, onnxruntime=plain_module(**CPU_PACKAGE), packages={"onnxruntime": "1.32.0"})
+    report = machine(L4, onnxruntime=plain_module(**CPU_PACKAGE), packages={"onnxruntime": "1.32.0"})
     (problem,) = report.problems
     assert "run `pip uninstall onnxruntime`, then `pip install 'v4graph[ort-gpu]'`" in problem
     assert able(report)["ort-cpu"] == (True, True)
@@ -150,10 +158,10 @@ def test_two_onnxruntimes_are_a_problem_on_any_machine(machine: Machine) -> None
 
 
 def test_plugins_that_do_not_run_keep_tensorrt_from_running(machine: Machine) -> None:
-    report = machine(H200, plugin_problem="there are no kernels for sm90; build them")
+    report = machine(L4, plugin_problem="there are no kernels for sm89; build them")
     assert able(report)["trt-rtx"] == (True, False)
     assert report.problems == (
-        "the plugins of TensorRT engines do not run here: there are no kernels for sm90; build them.",
+        "the plugins of TensorRT engines do not run here: there are no kernels for sm89; build them.",
     )
 
 
@@ -232,17 +240,18 @@ def test_the_other_onnxruntime_is_to_go_first(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_text_shows_what_json_holds(cli: Cli, machine: Machine) -> None:
-    machine(H200)
+    machine(L4)
     text, report = cli("doctor"), json.loads(cli("doctor", "--json").stdout)
     assert text.exit_code == 0, text.output
-    assert report["gpus"] == [{"name": "NVIDIA H200", "target": "sm90", "memory_bytes": 150_000_000_000}]
+    assert report["gpus"] == [{"name": "NVIDIA L4", "target": "sm89", "memory_bytes": 24_000_000_000}]
     assert report["works"] is True
     lines = [" ".join(line.split()) for line in text.stdout.splitlines()]
-    assert "GPU NVIDIA H200, sm90, 150.0 GB" in lines
+    assert "GPU NVIDIA L4, sm89, 24.0 GB" in lines
     assert "driver runs CUDA 13.0 at most" in lines
     assert "trt-rtx 1.7.1 builds runs" in lines
     assert "portable Ampere and later built by trt-rtx runs by trt-rtx" in lines
-    assert "sm89 Ada (L4, L40, RTX 40) built by trt-rtx -" in lines
+    assert "sm89 Ada (L4, L40, RTX 40) built by trt-rtx runs by trt-rtx" in lines
+    assert "sm120 Blackwell (RTX 50, RTX PRO 6000) built by trt-rtx -" in lines
     assert "problems:" not in lines
 
 

@@ -15,7 +15,7 @@ from engines import NANO
 
 from v4graph.cli import main
 from v4graph.gpu import gpus
-from v4graph.targets import PORTABLE, RTX_TARGETS
+from v4graph.targets import PORTABLE, RTX_TARGETS, runs_on
 from v4graph.trt import installed
 from v4graph_runtime import Session, Tokenizer, TrtOptions
 
@@ -26,6 +26,10 @@ pytestmark = [
     ),
     pytest.mark.skipif(
         not (installed("tensorrt") or installed("tensorrt_rtx")), reason="no TensorRT is installed"
+    ),
+    pytest.mark.skipif(
+        bool(gpus()) and not installed("tensorrt") and not runs_on((PORTABLE,), gpus()[0].target, rtx=True),
+        reason="TensorRT for RTX, the only one installed, does not run on this GPU",
     ),
     pytest.mark.skipif(
         not entry_points(group="v4graph.plugins"),

@@ -158,8 +158,9 @@ def test_a_driver_that_is_too_old_is_named(
     ("gpu", "options"),
     [
         (Gpu("RTX 3090", "sm86", 1), "--target sm86 --tensorrt rtx"),
-        # TensorRT for RTX has no target for these two; the second is too old for a portable plan.
-        (Gpu("NVIDIA H200", "sm90", 1), "--target portable --tensorrt rtx"),
+        (Gpu("a later one", "sm130", 1), "--target portable --tensorrt rtx"),
+        # TensorRT for RTX has no target for these two, and its portable plans do not run on them.
+        (Gpu("NVIDIA H200", "sm90", 1), "--target sm90 --tensorrt full"),
         (Gpu("T4", "sm75", 1), "--target sm75 --tensorrt full"),
     ],
 )
@@ -173,15 +174,16 @@ def test_a_gpu_that_is_no_target_is_refused_with_a_build_that_is_for_it(
     )
 
 
-def test_a_portable_plan_runs_on_any_gpu_from_ampere_on(
+def test_a_portable_plan_runs_on_the_gpus_that_its_tensorrt_knows(
     engine_dir: Path, toy: ToyMachine, weights: ToyWeights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change(engine_dir, tensorrt=dataclasses.replace(RECORD, targets=("portable",)))
-    toy.install(monkeypatch, gpus=(HOPPER,))
+    toy.install(monkeypatch, gpus=(Gpu("RTX 3090", "sm86", 1),))
     Session(engine_dir, weights).close()
-    toy.install(monkeypatch, gpus=(Gpu("T4", "sm75", 1),))
-    with pytest.raises(EngineError, match="built for portable, GPU 0 is sm75"):
-        Session(engine_dir, weights)
+    for gpu in (HOPPER, Gpu("T4", "sm75", 1)):
+        toy.install(monkeypatch, gpus=(gpu,))
+        with pytest.raises(EngineError, match=f"built for portable, GPU 0 is {gpu.target}"):
+            Session(engine_dir, weights)
 
 
 @pytest.mark.parametrize("index", [1, -1])

@@ -27,7 +27,15 @@ def test_fp8_needs_ada_and_fp4_blackwell() -> None:
     assert holding({"fp4"}, RTX_TARGETS) == ("sm120", "sm121")
 
 
-def test_portable_runs_from_ampere_on() -> None:
-    assert runs_on(("portable",), "sm90")
-    assert not runs_on(("portable",), "sm75")
-    assert not runs_on(("sm80",), "sm86")
+@pytest.mark.parametrize("rtx", [True, False])
+def test_portable_runs_from_ampere_on(rtx: bool) -> None:
+    assert runs_on(("portable",), "sm86", rtx=rtx)
+    assert not runs_on(("portable",), "sm75", rtx=rtx)
+    assert not runs_on(("sm80",), "sm86", rtx=rtx)
+
+
+def test_tensorrt_for_rtx_leaves_hopper_and_datacentre_blackwell_to_full_tensorrt() -> None:
+    for gpu in ("sm90", "sm100"):
+        assert runs_on(("portable",), gpu, rtx=False)
+        assert not runs_on(("portable",), gpu, rtx=True)
+    assert runs_on(("portable",), "sm130", rtx=True)

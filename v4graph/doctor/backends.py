@@ -90,7 +90,12 @@ def _tensorrt(choice: trt.Choice) -> Backend:
     if not local:
         note = NO_GPU if tensorrt.rtx else f"{NO_GPU}, without which it does not build either"
         return Backend(name, tensorrt.version, builds=bool(able), runs=False, build_targets=able, note=note)
-    running = tuple(target for target in able if any(runs_on((target,), gpu) for gpu in local))
+    running = tuple(
+        target for target in able if any(runs_on((target,), gpu, rtx=tensorrt.rtx) for gpu in local)
+    )
+    if tensorrt.rtx and not running and trt.installed(trt.PACKAGES["full"]):
+        note = f"does not run on {', '.join(local)}; trt-full does"
+        return Backend(name, tensorrt.version, builds=True, runs=False, build_targets=able, note=note)
     problems = _run_problems(tensorrt, running, local)
     return Backend(
         name,
