@@ -185,7 +185,6 @@ template <int M, class Meanwhile>
 DEVICE float finish_mixes(const Token& shared, const float* partial, int T, int K, int slices, float eps,
                           Meanwhile meanwhile) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const double share = 1.0 / K;
   const float* mine = partial + long(blockIdx.x) * (M + 1) + lane;
   float part[8];
   auto load = [&](int first) {
@@ -201,6 +200,7 @@ DEVICE float finish_mixes(const Token& shared, const float* partial, int T, int 
   };
   load(warp);
   meanwhile();
+  const double share = 1.0 / K;
   double sum = total();
   for (int first = warp + WARPS * 8; first < slices; first += WARPS * 8) {
     load(first);

@@ -188,6 +188,11 @@ T __reduce_max_sync(unsigned, T v) {
   for (int offset = 16; offset; offset >>= 1) v = std::max(v, __shfl_xor_sync(~0u, v, offset));
   return v;
 }
+template <class T>
+T __reduce_add_sync(unsigned, T v) {
+  for (int offset = 16; offset; offset >>= 1) v += __shfl_xor_sync(~0u, v, offset);
+  return v;
+}
 using std::max;
 using std::min;
 
