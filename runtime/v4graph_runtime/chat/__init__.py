@@ -5,9 +5,20 @@ written. Text in, text out: no tokenizer and no model is needed.
 """
 
 from v4graph.errors import ChatError
-from v4graph_runtime.chat.encode import encode
+from v4graph_runtime.chat.encode import encode, missing_tokens
 from v4graph_runtime.chat.format import MODES, Mode
 from v4graph_runtime.chat.message import Delta, Message, ToolCall
 from v4graph_runtime.chat.parser import Parser, parse
 
-__all__ = ["MODES", "ChatError", "Delta", "Message", "Mode", "Parser", "ToolCall", "encode", "parse"]
+__all__ = [
+    "MODES",
+    "ChatError",
+    "Delta",
+    "Message",
+    "Mode",
+    "Parser",
+    "ToolCall",
+    "encode",
+    "missing_tokens",
+    "parse",
+]

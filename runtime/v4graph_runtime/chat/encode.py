@@ -23,6 +23,7 @@ from v4graph_runtime.chat.conversation import (
 from v4graph_runtime.chat.format import CLOSE, END_THINK, OPEN, THINK, Mode
 from v4graph_runtime.chat.message import Message, ToolCall
 from v4graph_runtime.chat.turns import Turn
+from v4graph_runtime.tokenizer import Tokenizer
 
 Messages = Sequence[Mapping[str, Any] | Message] | Mapping[str, Any]
 
@@ -62,6 +63,11 @@ def encode(
             )
         prompt.append(_checked(one.turn, text))
     return "".join(prompt)
+
+
+def missing_tokens(prompt: str, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Return the control tokens of a prompt that a tokenizer would spell in characters instead."""
+    return tuple(token for token in fixed.CONTROL if token in prompt and not tokenizer.knows(token))
 
 
 def _turn(one: Merged, reasons: bool) -> str:

@@ -26,6 +26,9 @@ CLOSE = f"</{DSML}"
 # A quick instruction: the token after the message that asks for it.
 TASKS = {name: f"<｜{name}｜>" for name in ("action", "query", "authority", "domain", "title", "read_url")}
 
+# What is one token each in the model's tokenizer.
+CONTROL = (BOS, EOS, PAD, USER, ASSISTANT, REMINDER, THINK, END_THINK, DSML, *TASKS.values())
+
 THINK_MAX = (
     "Reasoning Effort: Absolute maximum with no shortcuts permitted.\n"
     "You MUST be very thorough in your thinking and comprehensively decompose the problem to resolve the "

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 TAG_LIMIT = 1000
 # Besides '>', a tag ends where another thing begins: '>' was forgotten.
 _TAG_END = re.compile(r">|\n|</?｜")
+# A quote that closes: none that stands behind '='.
+_LAST_QUOTE = re.compile(r'[^=\s]\s*"\s*$')
 _NAME = r"""\s*name\s*=\s*(?:"(?P<a>.*?)"|'(?P<b>.*?)'|(?P<c>[^\s"']+))"""
 _STRING = r"""\s*(?:string\s*=\s*["']?(?P<string>true|false)["']?)?\s*$"""
 _ATTRIBUTES = re.compile(_NAME + _STRING, re.DOTALL)
@@ -63,7 +65,7 @@ def split_tag(text: str) -> tuple[Tag, str] | None:
         body = head[: found.start()]
         if found[0] != ">":
             return _tag(body, closed=False), text[found.start() :]
-        if '"' not in body or body.rstrip().endswith('"'):
+        if '"' not in body or _LAST_QUOTE.search(body):
             return _tag(body, closed=True), text[found.end() :]
     if len(text) < TAG_LIMIT:
         return None

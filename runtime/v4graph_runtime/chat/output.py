@@ -8,6 +8,7 @@ from v4graph_runtime.chat.message import Channel, Delta, Kind, Message, ToolCall
 MOST_PROBLEMS = 20
 # The newlines that the format puts before tool calls are no part of the text.
 BEFORE_CALLS = "\n\n"
+TAIL = 32  # more than any mark has
 
 
 class Output:
@@ -15,6 +16,7 @@ class Output:
 
     def __init__(self) -> None:
         self._texts: dict[Channel, list[str]] = {"reasoning": [], "content": []}
+        self.tail = ""  # the last characters of the text, to see what would join to them
         self._newlines = ""
         self._after_calls = False
         self._calls: list[ToolCall] = []
@@ -30,6 +32,7 @@ class Output:
             self._after_calls = False
             self.problem("text after the tool calls")
             text = (BEFORE_CALLS if self._texts[channel] else "") + text
+        self.tail = (self.tail + text)[-TAIL:]
         text = self._newlines + text
         end = max(len(text.rstrip("\n")), len(text) - len(BEFORE_CALLS))
         self._newlines = text[end:]
@@ -38,7 +41,7 @@ class Output:
     def end_text(self, channel: Channel) -> None:
         """Append what was held back: no calls follow."""
         self._append(channel, self._newlines)
-        self._newlines = ""
+        self._newlines = self.tail = ""
         self._after_calls = False
 
     def begin_calls(self) -> None:

@@ -9,22 +9,20 @@ from __future__ import annotations
 from typing import Literal
 
 from v4graph.errors import ChatError
-from v4graph_runtime.chat import format as marks
 from v4graph_runtime.chat.calls import CallWriter
 from v4graph_runtime.chat.checks import check_mode, kind_of
-from v4graph_runtime.chat.format import CLOSE, END_THINK, EOS, OPEN, THINK, Mode
+from v4graph_runtime.chat.format import CLOSE, CONTROL, END_THINK, EOS, OPEN, REMINDER, THINK, USER, Mode
 from v4graph_runtime.chat.markup import Marks, Tag, split_tag
 from v4graph_runtime.chat.message import Channel, Delta, Message
 from v4graph_runtime.chat.output import Output
 
 # A value holds anything but its end, even other tags; elsewhere every control token is markup.
 IN_VALUE = Marks(f"{CLOSE}parameter", EOS)
-ELSEWHERE = Marks(
-    *(EOS, THINK, END_THINK, OPEN, CLOSE, marks.DSML, *marks.TASKS.values()),
-    *(marks.BOS, marks.PAD, marks.USER, marks.ASSISTANT, marks.REMINDER),
-)
+ELSEWHERE = Marks(*CONTROL, OPEN, CLOSE)
+# Every mark copies what is behind it, so a long text is read in pieces.
+PIECE = 4096
 # Behind these somebody else speaks.
-OTHER_TURNS = (marks.USER, marks.REMINDER)
+OTHER_TURNS = (USER, REMINDER)
 
 
 class Parser:
@@ -49,6 +47,7 @@ class Parser:
         self._writer: CallWriter | None = None  # None inside a call without a name
         self._value: CallWriter | None = None  # None inside a value that is left out
         self._around: Literal["text", "block", "call"] = "text"  # the state behind the value
+        self._joint = False  # something was left out since the last text
         self._complete = False
 
     @property
@@ -64,17 +63,21 @@ class Parser:
         """
         if not isinstance(text, str):
             raise ChatError(f"a completion is {kind_of(text)}, expected text; decode its tokens first.")
-        self._rest += text
-        while self._state != "end" and self._step():
-            pass
+        for start in range(0, len(text), PIECE):
+            self._rest += text[start : start + PIECE]
+            while self._state != "end" and self._step():
+                pass
         return self._output.take()
 
     def finish(self) -> list[Delta]:
         """Return what was held back because markup might have followed; nothing follows."""
         if self._state != "end":
-            cut = bool(self._tag) or "｜" in self._rest
+            # Where the text ends unfinished, what looks like the beginning of a mark is one.
+            shown = self._state == "text" and self._channel == "content" and "｜" not in self._rest
+            cut = bool(self._tag) or (not shown and bool(self._rest))
             if cut:
                 self._output.problem("the text ends inside a tag")
+                self._output.begin_calls()
             else:
                 self._read_text(self._rest)
             self._end(cut)
@@ -98,7 +101,10 @@ class Parser:
 
     def _read_text(self, text: str) -> None:
         if self._state == "text":
-            self._output.text(self._channel, text)
+            # What is left of two marks must not join to a third.
+            joint = self._joint and text and ELSEWHERE.split(self._output.tail)[2]
+            self._output.text(self._channel, f" {text}" if joint else text)
+            self._joint = self._joint and not text
         elif self._state == "value":
             if self._value:
                 self._output.arguments(self._value.text(text))
@@ -106,6 +112,7 @@ class Parser:
             self._output.problem("text between the tags of the tool calls, left out")
 
     def _read_mark(self, mark: str) -> None:
+        self._joint = True
         if mark == EOS:
             self._end()
         elif mark in (OPEN, CLOSE):

@@ -108,7 +108,7 @@ def _check_content(turn: Turn, message: Mapping[str, Any]) -> None:
     if not any(message.get(key) for key in instead):
         alternatives = "".join(f" or '{key}'" for key in instead[:2])
         raise ChatError(
-            f"{turn.place}: a {turn.role} message without 'content'{alternatives}; give it, '' for nothing."
+            f"{turn.place}: no 'content'{alternatives}, which role {turn.role} needs; give '' for none."
         )
 
 
