@@ -65,7 +65,7 @@ class Parser:
             raise ChatError(f"a completion is {kind_of(text)}, expected text; decode its tokens first.")
         for start in range(0, len(text), PIECE):
             self._rest += text[start : start + PIECE]
-            while self._state != "end" and self._step():
+            while self._step():
                 pass
         return self._output.take()
 
@@ -85,6 +85,9 @@ class Parser:
 
     def _step(self) -> bool:
         """Read up to the next mark, or the tag behind it; return False when more text is needed."""
+        if self._state == "end":
+            self._rest = ""
+            return False
         if self._tag:
             found = split_tag(self._rest)
             if found is None:
