@@ -16,7 +16,7 @@ def _outlier(inputs: Inputs) -> None:
 def cases() -> Iterator[KernelCase]:
     """Yield them: one launch and several, widths and rows that no tile divides."""
     hyper = {"iters": 20, "eps": 1e-6, "hc_eps": 1e-6}
-    for tokens, width in ((1, 256), (3, 1032), (33, 128)):
+    for tokens, width in ((1, 256), (1, 4104), (3, 1032), (33, 128), (66, 64)):
         yield KernelCase(OpCase("V4HyperPostPre", {"S": tokens, "D": width}, hyper))
     yield KernelCase(OpCase("V4HyperPostPre", {"S": 5, "D": 256}, hyper), "outlier", _outlier)
     yield from _projections()
