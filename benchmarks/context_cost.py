@@ -361,8 +361,8 @@ def main() -> None:
         f"\n{arguments.threads} threads, medians of {arguments.rounds} rounds; memory is read at "
         f"{rates.read / 1e9:.1f} GB/s, MatMul runs at {rates.flops / 1e9:.0f} GFLOP/s\n"
         f"state {session.state_bytes / 1e6:.1f} MB; anonymous memory: {opened / 1e6:.0f} MB before the "
-        f"caches are filled, {(filled - opened) / 1e6:.1f} MB more with them, {(grown - filled) / 1e6:.1f} MB more "
-        "after decoding at every context"
+        f"caches are filled, {(filled - opened) / 1e6:.1f} MB more with them, "
+        f"{(grown - filled) / 1e6:.1f} MB more after decoding at every context"
     )
     if arguments.csv:
         append(arguments.csv, rows, rates, arguments.threads)
