@@ -28,7 +28,8 @@ from v4graph_runtime import cpu_kernels
 from v4graph_runtime.bench import Load, Timed, median
 
 TOLERANCE = 1e-4  # of logits between exact implementations
-QUIET = 0.1  # cores used elsewhere
+QUIET = 0.15  # cores used elsewhere; a round beyond it is run again
+ATTEMPTS = 5
 OURS = "v4graph"
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -81,8 +82,8 @@ def main(
 
     v4-65m is a V4 of 66.6M parameters in every number format; flash-4-layers has 4 layers of V4-Flash's
     size. The first run makes their files (7 GB, 2 minutes). benchmarks/README.md says how to install
-    llama.cpp; without it, its sides are left out. Exit code: 0 every claim holds, 1 one does not, 2 it
-    cannot be run.
+    llama.cpp; without it, its sides are left out. Exit code: 0 every claim holds, 1 one does not or
+    other processes disturbed it, 2 it cannot be run.
 
     \b
     python benchmarks/peers.py --csv benchmarks/peers.csv
@@ -104,7 +105,7 @@ def main(
     if as_json:
         shared = {**dataclasses.asdict(wanted), "threads": threads, "without_llama_cpp": absent}
         print_json({**shared, "models": [_figures(result) for result in results]})
-    if not all(_holds(result) for result in results):
+    if not all(_passes(result) for result in results):
         raise SystemExit(1)
 
 
@@ -131,7 +132,7 @@ def _compare(contest: Contest, work: Work, report: Report) -> Result:
         for turn in range(work.load.rounds + 1):
             for process in processes:
                 report(process.spec.name, turn, work.load.rounds + 1)
-                rounds[process.spec.name].append(process.round())
+                rounds[process.spec.name].append(_quiet_round(process) if turn else process.round())
     counted = {name: found[1:] for name, found in rounds.items()}
     return Result(
         contest,
@@ -139,6 +140,20 @@ def _compare(contest: Contest, work: Work, report: Report) -> Result:
         {name: _elsewhere(found) for name, found in counted.items()},
         differences,
     )
+
+
+def _quiet_round(process: SideProcess) -> Round:
+    """Run a round again while other processes disturb it; after some attempts take it as it is."""
+    found = process.round()
+    for _ in range(ATTEMPTS - 1):
+        if _quiet(found.elsewhere):
+            break
+        found = process.round()
+    return found
+
+
+def _quiet(elsewhere: float | None) -> bool:
+    return elsewhere is None or elsewhere <= QUIET
 
 
 def _differences(contest: Contest, work: Work, ours: Logits, report: Report) -> dict[str, float]:
@@ -164,10 +179,19 @@ def _ratio(result: Result, claim: Claim) -> tuple[float, str] | None:
     return times[peer] / times[claim.ours], peer
 
 
-def _holds(result: Result) -> bool:
-    ratios = ((claim, _ratio(result, claim)) for claim in result.contest.claims)
-    faster = all(found is None or found[0] >= claim.required for claim, found in ratios)
-    return faster and all(value <= TOLERANCE for value in result.differences.values())
+def _holds(result: Result, claim: Claim) -> bool | None:
+    """Whether a claim holds; None where a peer was left out or other processes disturbed a side."""
+    found = _ratio(result, claim)
+    if found is None or not all(_quiet(result.elsewhere[name]) for name in (claim.ours, *claim.peers)):
+        return None
+    return found[0] >= claim.required
+
+
+def _passes(result: Result) -> bool:
+    """Whether every claim that could be looked into holds, and exact sides agree."""
+    checked = [claim for claim in result.contest.claims if _ratio(result, claim)]
+    holds = all(_holds(result, claim) for claim in checked)
+    return holds and all(value <= TOLERANCE for value in result.differences.values())
 
 
 def _show(result: Result, load: Load, threads: int) -> None:
@@ -195,8 +219,8 @@ def _show(result: Result, load: Load, threads: int) -> None:
         f"prefill of {load.prompt} tokens, decode after {load.context}, medians of {load.rounds} rounds in "
         "turn; elsewhere: cores that other processes used meanwhile"
     )
-    if any(busy is not None and busy > QUIET for busy in result.elsewhere.values()):
-        click.echo("Other processes disturbed this run: repeat it on a quiet machine before citing it.")
+    if not all(_quiet(busy) for busy in result.elsewhere.values()):
+        click.echo("Other processes disturbed this run: repeat it on a quiet machine.")
     click.echo()
     for line in _verdicts(result, load):
         click.echo(line)
@@ -224,7 +248,7 @@ def _verdicts(result: Result, load: Load) -> list[str]:
             lines.append(f"left out  {what} against {', '.join(claim.peers)}")
             continue
         ratio, peer = found
-        verdict = "pass" if ratio >= claim.required else "FAIL"
+        verdict = {True: "pass", False: "FAIL", None: "disturbed"}[_holds(result, claim)]
         hoped = "reached" if ratio >= claim.stretch else "not reached"
         stretch = f"; {claim.stretch:g} x {hoped}" if claim.stretch > claim.required else ""
         lines.append(f"{verdict}  {what}: {ratio:.2f} x {peer} (at least {claim.required:g} x{stretch})")
@@ -237,7 +261,7 @@ def _figures(result: Result) -> dict[str, Any]:
         claims.append({**dataclasses.asdict(claim), "ratio": None})
         if found := _ratio(result, claim):
             ratio, peer = found
-            claims[-1] |= {"ratio": ratio, "fastest_peer": peer, "holds": ratio >= claim.required}
+            claims[-1] |= {"ratio": ratio, "fastest_peer": peer, "holds": _holds(result, claim)}
     return {
         "model": result.contest.name,
         "parameters": result.contest.parameters,

@@ -16,7 +16,7 @@ import tiny
 from click.testing import CliRunner
 from engines import export_and_build
 from peers_models import Claim, Contest
-from peers_side import SideProcess, SideSpec, Work
+from peers_side import Round, SideProcess, SideSpec, Work
 
 from v4graph.checkpoint import Checkpoint
 from v4graph.checkpoint.init import init
@@ -112,6 +112,7 @@ def test_rounds_of_processes_become_a_table_rows_and_verdicts(
     verdict: str,
 ) -> None:
     cpu_kernels.build_library(cpu_kernels.find_compiler())
+    monkeypatch.setattr(peers, "QUIET", 1e9)
     side = SideSpec("ours", "v4graph", engine, plain)
     monkeypatch.setattr(peers, "MODELS", {"tiny": lambda *_: contest(side, required)})
     load = ("--prompt", "8", "--context", "4", "--tokens", "4", "--rounds", "1", "--threads", "1")
@@ -129,21 +130,34 @@ def test_rounds_of_processes_become_a_table_rows_and_verdicts(
     ]
 
 
-def test_json_has_the_ratio_that_the_times_give(monkeypatch: pytest.MonkeyPatch) -> None:
-    side = SideSpec("ours", "v4graph", Path("engine"))
+@pytest.mark.parametrize(("elsewhere", "holds", "code"), [(0.0, True, 0), (None, True, 0), (1.0, None, 1)])
+def test_a_claim_holds_by_its_ratio_unless_a_side_was_disturbed(
+    monkeypatch: pytest.MonkeyPatch, elsewhere: float | None, holds: bool | None, code: int
+) -> None:
     result = peers.Result(
-        contest(side, 2.0),
+        contest(SideSpec("ours", "v4graph", Path("engine")), 2.0),
         {"ours": Timed(1.0, 0.5), "twin": Timed(3.0, 1.5)},
-        {"ours": None, "twin": 0.0},
+        {"ours": 0.0, "twin": elsewhere},
         {"twin": 0.0},
     )
     monkeypatch.setattr(peers, "MODELS", {"tiny": lambda *_: result.contest})
     monkeypatch.setattr(peers, "_compare", lambda *_: result)
     monkeypatch.setattr(cpu_kernels, "library_path", lambda: Path("library"))
     answer = CliRunner().invoke(peers.main, ["--json"])
+    assert answer.exit_code == code
     found: dict[str, Any] = json.loads(answer.stdout)["models"][0]
     assert found["claims"][0]["ratio"] == pytest.approx(3.0)
-    assert (found["claims"][0]["holds"], found["claims"][1]["ratio"]) == (True, None)
+    assert (found["claims"][0]["holds"], found["claims"][1]["ratio"]) == (holds, None)
+
+
+def test_a_disturbed_round_is_run_again() -> None:
+    answers = iter([1.0, 0.9, 0.0, 1.0])
+
+    class Process:
+        def round(self) -> Round:
+            return Round(Timed(1.0, 1.0), next(answers))
+
+    assert peers._quiet_round(Process()).elsewhere == 0.0
 
 
 def test_a_side_that_does_not_open_is_refused_in_a_sentence(plain: Path) -> None:
