@@ -29,7 +29,7 @@ from v4graph_runtime.bench import Load, Timed, median
 
 TOLERANCE = 1e-4  # of logits between exact implementations
 QUIET = 0.15  # cores used elsewhere; a round beyond it is run again
-ATTEMPTS = 5
+ATTEMPTS = 3
 OURS = "v4graph"
 F = TypeVar("F", bound=Callable[..., Any])
 
