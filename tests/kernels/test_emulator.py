@@ -156,7 +156,7 @@ def first_case(text: str) -> KernelCase:
         ("rows.cuh", "    cp_async_wait<0>();\n", "", "V4LinearF32-S70"),
         ("compress.cuh", "= mine;\n  __syncthreads();", "= mine;", "V4Compress"),
         ("hyper.cu", "(M + 1) + row] = sum", "(M + 1) + row + 1] = sum", "V4HyperPre"),
-        ("index.cu", "wanted <= above + here", "wanted < above + here", "V4IndexTopK__quantise_1-S33"),
+        ("select.cuh", "wanted <= above + here", "wanted < above + here", "V4IndexTopK__quantise_1-S33"),
     ],
 )  # fmt: skip
 def test_a_bug_planted_in_a_real_kernel_is_noticed(

@@ -16,7 +16,7 @@ def _outlier(inputs: Inputs) -> None:
 def cases() -> Iterator[KernelCase]:
     """Yield them: one launch and several, widths and rows that no tile divides."""
     hyper = {"iters": 20, "eps": 1e-6, "hc_eps": 1e-6}
-    for tokens, width in ((1, 256), (3, 1032), (33, 128)):
+    for tokens, width in ((1, 256), (1, 4104), (3, 1032), (33, 128), (66, 64)):
         yield KernelCase(OpCase("V4HyperPostPre", {"S": tokens, "D": width}, hyper))
     yield KernelCase(OpCase("V4HyperPostPre", {"S": 5, "D": 256}, hyper), "outlier", _outlier)
     yield from _projections()
@@ -31,6 +31,10 @@ def _projections() -> Iterator[KernelCase]:
             yield KernelCase(OpCase(op, {"S": tokens, "K": 384, "KB": 3, **rows}, **call))
         for op in ("V4QueryProjection", "V4CsaQueryProjections"):
             yield KernelCase(OpCase(op, {"S": tokens, "K": 384, "KB": 3, **rows}, {"eps": 1e-6}, **call))
+    for width in (128, 512, 1152):
+        for op in ("V4QueryProjection", "V4CsaQueryProjections"):
+            sizes = {"S": 2, "K": width, "KB": width // 128, **rows}
+            yield KernelCase(OpCase(op, sizes, {"eps": 1e-6}, start=(0,), num=(2,)))
     # Rows that do not fit the shared memory of the block that multiplies.
     wide = {"S": 7, "K": 8192, "KB": 64, **rows, "Oq": 16, "OqB": 1, "Okv": 16}
     for op in ("V4WindowProjections", "V4HcaProjections", "V4CsaProjections"):

@@ -17,7 +17,7 @@ def _outlier(inputs: Inputs) -> None:
 
 def cases() -> Iterator[KernelCase]:
     """Yield them."""
-    for tokens, width in ((1, 256), (3, 1032), (33, 128)):
+    for tokens, width in ((1, 256), (1, 4104), (3, 1032), (33, 128), (66, 64)):
         one = {"S": tokens, "D": width}
         yield KernelCase(OpCase("V4HyperPre", one, {"iters": 20, **HYPER}))
         yield KernelCase(OpCase("V4HyperHead", one, HYPER))

@@ -42,3 +42,13 @@ def cases() -> Iterator[KernelCase]:
     sizes = {"S": 2, "Q": 16 * 128, "Hi": 16, "C": 128, "F": 32, "N": 600}
     for label, change in (("equal_keys", _equal_keys), ("zeros", _nothing_scores)):
         yield KernelCase(OpCase("V4IndexTopK", sizes, attributes, (2390,), (2,)), label, change)
+    # More entries than are ranked: histogram and list, a row that needs neither, rows of no token.
+    for tokens, starts, entries in ((1, (9300, 70), 2300), (9, (9200,), 2303)):
+        sizes = {"S": tokens, "Q": 16 * 128, "Hi": 16, "C": 128, "F": 32, "N": entries}
+        yield KernelCase(OpCase("V4IndexTopK", sizes, attributes, starts, (tokens,) * len(starts)))
+    # A list that is too long to rank, and one that does not hold all candidates.
+    for entries in (2300, 16500):
+        sizes = {"S": 1, "Q": 4 * 128, "Hi": 4, "C": 128, "F": 32, "N": entries}
+        case = OpCase("V4IndexTopK", sizes, {**attributes, "topk": 300}, (4 * entries,), (1,))
+        yield KernelCase(case, "zeros", _nothing_scores)
+        yield KernelCase(case)

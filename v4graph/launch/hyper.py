@@ -5,9 +5,11 @@ from __future__ import annotations
 from v4graph.launch.plan import LaunchPlan, Step
 
 _WIDTH = {"D % 8 == 0": "D must be a multiple of 8"}
+# The shared memory of the smallest GPU; only a token that is mixed in one block needs it.
+_STAGED = {**_WIDTH, "D <= 9904": "a token of more than 9904 channels does not fit a block"}
 _SLICES = {"T": "B*S", "slices": "cdiv(4*D, 256)"}
-# Sums, weights and scratch, then one row of D bf16.
-_SHARED = "512 + 2*D"
+# Sums of eight warps, scratch, then the streams and the norm's weight.
+_SHARED = "8*32*8 + 32*4 + 5*D*2"
 
 
 def _mixes(rows: int) -> Step:
@@ -22,7 +24,8 @@ def _mixes(rows: int) -> Step:
 def _pre(x: str, y: str, post: str, comb: str) -> Step:
     return Step(
         "hyper.v4_hyper_pre",
-        grid=("T", "1", "1"),
+        # With few tokens, post and comb are made beside y.
+        grid=("T", "where(T <= 64, 2, 1)", "1"),
         block=256,
         args=(
             *(x, "partial", "base", "scale", "norm", y, post, comb),
@@ -36,7 +39,7 @@ PRE = LaunchPlan(
     op="V4HyperPre",
     lets=_SLICES,
     workspace={"partial": "slices*T*25*4"},
-    needs=_WIDTH,
+    needs=_STAGED,
     steps=(_mixes(24), _pre("x", "y", "post", "comb")),
 )
 
@@ -44,7 +47,7 @@ HEAD = LaunchPlan(
     op="V4HyperHead",
     lets=_SLICES,
     workspace={"partial": "slices*T*5*4"},
-    needs=_WIDTH,
+    needs=_STAGED,
     steps=(
         _mixes(4),
         Step(
@@ -75,7 +78,7 @@ POST_PRE = LaunchPlan(
     op="V4HyperPostPre",
     lets=_SLICES,
     workspace={"partial": "slices*T*25*4"},
-    needs=_WIDTH,
+    needs=_STAGED,
     steps=(
         Step(
             "hyper.v4_hyper_post_mixes",

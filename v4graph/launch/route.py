@@ -50,9 +50,10 @@ TOPK = LaunchPlan(
         ),
         Step(
             "route.v4_route_topk",
-            grid=("cdiv(T, 4)", "1", "1"),
-            block=128,
+            grid=("T", "1", "1"),
+            block=256,
             args=("logits", "bias", "ids", "weights", "T", "E", "topk", "splits", "scale"),
+            shared="512*4 + 512*4 + 32*4",
         ),
     ),
 )
@@ -67,9 +68,9 @@ HASH = LaunchPlan(
         Step(
             "route.v4_route_hash",
             grid=("B*S", "1", "1"),
-            block=256,
+            block=512,
             args=("u", "gate", "table", "tokens", "ids", "weights", "V", "D", "E", "K", "scale"),
-            shared="8*8*4 + 32*4",
+            shared="16*4*4 + 32*4",
         ),
     ),
 )

@@ -33,6 +33,13 @@ DEVICE unsigned mul_bf16x2(unsigned a, unsigned b) {
   return d;
 }
 
+// 1 / value to one ulp, in one instruction; subnormals are zeros.
+DEVICE float approximate_reciprocal(float value) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
+  return result;
+}
+
 // d += a * b for one warp: a is 16x16 (row), b is 16x8 (column), d is 16x8. Fragments as in the PTX manual.
 DEVICE void mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
   asm volatile(

@@ -110,101 +110,129 @@ V4_KERNEL(v4_route_logits_many, 256, 2, const bf16* u, const bf16* gate, float* 
   }
 }
 
-// A warp chooses for one token; lane l holds the experts l, l + 32, ... (at most 512 in all).
-V4_KERNEL(v4_route_topk, 128, 4, const float* logits, const float* bias, int* ids, float* weights, int T, int E,
-          int K, int splits, float scale) {
-  constexpr int SLOTS = 16;
+// The K largest of 32 * SLOTS orders, in chosen[0 .. K), equal ones by number; lane l holds l * SLOTS, ... . For one
+// warp; `order` and `chosen` are shared memory, and 0 stands for no expert.
+template <int SLOTS>
+DEVICE void choose(const unsigned* order, int* chosen, int K) {
   const int lane = threadIdx.x % 32;
-  const long token = long(blockIdx.x) * 4 + threadIdx.x / 32;
-  if (token >= T) return;
-  float score[SLOTS];
-  unsigned order[SLOTS];  // 0: not there, or chosen before
+  unsigned mine[SLOTS];
 #pragma unroll
-  for (int i = 0; i < SLOTS; ++i) {
-    const int expert = lane + 32 * i;
-    score[i] = 0.f;
-    order[i] = 0;
-    if (expert >= E) continue;
-    float logit = 0.f;
-    for (int s = 0; s < splits; ++s) logit += logits[(s * long(T) + token) * E + expert];
-    score[i] = route_score(logit);
-    order[i] = ordered_bits(score[i] + bias[expert]);
+  for (int i = 0; i < SLOTS; i += 4) {
+    const uint4 four = load16(order + lane * SLOTS + i);
+    mine[i] = four.x, mine[i + 1] = four.y, mine[i + 2] = four.z, mine[i + 3] = four.w;
   }
-  int id = 0;
-  float weight = 0.f;
+#pragma unroll 1
   for (int k = 0; k < K; ++k) {
-    unsigned long long best = 0;  // of equal scores, the lowest expert
+    unsigned best = 0;
 #pragma unroll
-    for (int i = 0; i < SLOTS; ++i) {
-      const unsigned long long key = static_cast<unsigned long long>(order[i]) << 32 | unsigned(~(lane + 32 * i));
-      if (order[i] && key > best) best = key;
-    }
-    for (int offset = 16; offset; offset >>= 1) {
-      const unsigned long long other = __shfl_xor_sync(FULL, best, offset);
-      if (other > best) best = other;
-    }
-    const int expert = int(~unsigned(best));
-    float chosen = 0.f;
+    for (int i = 0; i < SLOTS; ++i) best = max(best, mine[i]);
+    const unsigned top = __reduce_max_sync(FULL, best);
+    const int owner = __ffs(int(__ballot_sync(FULL, best == top))) - 1;
+    int slot = 0;
 #pragma unroll
-    for (int i = 0; i < SLOTS; ++i) {
-      if (expert != lane + 32 * i) continue;
-      chosen = score[i];
-      order[i] = 0;
-    }
-    chosen = __shfl_sync(FULL, chosen, expert % 32);
-    if (lane == k) {
-      id = expert;
-      weight = chosen;
-    }
+    for (int i = SLOTS - 1; i >= 0; --i) slot = mine[i] == top ? i : slot;
+    if (lane != owner) continue;
+    chosen[k] = lane * SLOTS + slot;
+#pragma unroll
+    for (int i = 0; i < SLOTS; ++i) mine[i] = i == slot ? 0u : mine[i];
   }
-  const float sum = warp_sum(weight);
+  __syncwarp();
+}
+
+// The sum of an expert's splits, in their order; eight at a time are on their way.
+DEVICE float sum_splits(const float* logits, long stride, int splits) {
+  float logit = 0.f;
+  for (int first = 0; first < splits; first += 8) {
+    float part[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) part[i] = first + i < splits ? logits[(first + i) * stride] : 0.f;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) logit += part[i];
+  }
+  return logit;
+}
+
+// A block scores the experts of one token (at most 512), a warp of it chooses. Shared memory: 512 orders, 512 scores,
+// 32 numbers.
+V4_KERNEL(v4_route_topk, 256, 4, const float* logits, const float* bias, int* ids, float* weights, int T, int E,
+          int K, int splits, float scale) {
+  unsigned* order = reinterpret_cast<unsigned*>(shared_memory());  // 0: no expert
+  float* scores = reinterpret_cast<float*>(order + 512);
+  int* chosen = reinterpret_cast<int*>(scores + 512);
+  const int lane = threadIdx.x % 32;
+  const long token = blockIdx.x;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int expert = threadIdx.x + 256 * half;
+    order[expert] = 0;
+    if (expert >= E) continue;
+    const float add = bias[expert];
+    const float score = route_score(sum_splits(logits + token * E + expert, long(T) * E, splits));
+    scores[expert] = score;
+    order[expert] = ordered_bits(score + add);
+  }
+  __syncthreads();
+  if (threadIdx.x >= 32) return;
+  if (E <= 256) {
+    choose<8>(order, chosen, K);
+  } else {
+    choose<16>(order, chosen, K);
+  }
+  const int id = lane < K ? chosen[lane] : 0;
+  const float weight = lane < K ? scores[id] : 0.f, sum = warp_sum(weight);
   if (lane >= K) return;
   ids[token * K + lane] = id;
   weights[token * K + lane] = weight / sum * scale;
 }
 
-// Products of one token with up to 8 experts (-1: none); a block's threads share the channels.
-DEVICE void dot_chosen(float (&sum)[8], const bf16* u, const bf16* gate, const int (&experts)[8], int D) {
-  for (int at = threadIdx.x * 8; at < D; at += blockDim.x * 8) {
+// Products of one token with up to 4 rows (null: none); 256 threads share the channels.
+DEVICE void dot_rows(float (&sum)[4], const bf16* u, const bf16* const (&rows)[4], int D) {
+#pragma unroll 2
+  for (int at = threadIdx.x % 256 * 8; at < D; at += 256 * 8) {
+    uint4 raw[4];  // all on their way before the first is used
+#pragma unroll
+    for (int k = 0; k < 4; ++k) raw[k] = rows[k] ? load16(rows[k] + at) : make_uint4(0, 0, 0, 0);
     const Floats8 x = unpack8(load16(u + at));
 #pragma unroll
-    for (int k = 0; k < 8; ++k) {
-      if (experts[k] < 0) continue;
-      const Floats8 w = unpack8(load16(gate + long(experts[k]) * D + at));
+    for (int k = 0; k < 4; ++k) {
+      const Floats8 w = unpack8(raw[k]);
       for (int i = 0; i < 8; ++i) sum[k] += x.v[i] * w.v[i];
     }
   }
 }
 
-// A block takes one token and only the K <= 32 experts that its id has in `table` [V, K]. What lies outside the table
-// or the experts gets weight 0. Shared memory: 8 warps * 8 floats, then 32 floats.
-V4_KERNEL(v4_route_hash, 256, 4, const bf16* u, const bf16* gate, const long* table, const long* tokens, int* ids,
+// A block takes one token and only the K <= 32 experts that its id has in `table` [V, K]: eight at a time, four for
+// each half of the threads. What lies outside the table or the experts gets weight 0. Shared memory: 16 warps *
+// 4 floats, then 32 floats.
+V4_KERNEL(v4_route_hash, 512, 2, const bf16* u, const bf16* gate, const long* table, const long* tokens, int* ids,
           float* weights, int V, int D, int E, int K, float scale) {
   float* partial = reinterpret_cast<float*>(shared_memory());
   float* scores = partial + 64;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, half = warp / 8;
   const long token = blockIdx.x, row = tokens[token];
   const bool known = row >= 0 && row < V;
   for (int first = 0; first < K; first += 8) {
-    int experts[8];
-    float sum[8] = {};
+    const bf16* rows[4];
+    float sum[4] = {};
 #pragma unroll
-    for (int k = 0; k < 8; ++k) {
-      const long expert = known && first + k < K ? table[row * K + first + k] : -1;
-      experts[k] = expert >= 0 && expert < E ? int(expert) : -1;
+    for (int i = 0; i < 4; ++i) {
+      const int k = first + half * 4 + i;
+      const long expert = known && k < K ? table[row * K + k] : -1;
+      rows[i] = expert >= 0 && expert < E ? gate + expert * D : nullptr;
     }
-    dot_chosen(sum, u + token * D, gate, experts, D);
+    dot_rows(sum, u + token * D, rows, D);
 #pragma unroll
-    for (int k = 0; k < 8; ++k) {
-      sum[k] = warp_sum(sum[k]);
-      if (lane == k) partial[warp * 8 + k] = sum[k];
+    for (int i = 0; i < 4; ++i) {
+      sum[i] = warp_sum(sum[i]);
+      if (lane == i) partial[warp * 4 + i] = sum[i];
     }
     __syncthreads();
     if (threadIdx.x < 8 && first + threadIdx.x < unsigned(K)) {
       const int k = threadIdx.x;
       const long expert = known ? table[row * K + first + k] : -1;
       float logit = 0.f;
-      for (int w = 0; w < 8; ++w) logit += partial[w * 8 + k];
+#pragma unroll
+      for (int w = 0; w < 8; ++w) logit += partial[(k / 4 * 8 + w) * 4 + k % 4];
       scores[first + k] = expert >= 0 && expert < E ? route_score(logit) : 0.f;
       ids[token * K + first + k] = int(expert);
     }

@@ -180,7 +180,19 @@ inline unsigned __float_as_uint(float f) { unsigned x; memcpy(&x, &f, 4); return
 inline int __float_as_int(float f) { return int(__float_as_uint(f)); }
 inline float __int_as_float(int x) { return __uint_as_float(unsigned(x)); }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+inline double rsqrt(double x) { return 1.0 / sqrt(x); }
+inline float approximate_reciprocal(float x) { return 1.0f / x; }
 inline float __frcp_rn(float x) { return 1.0f / x; }
+template <class T>
+T __reduce_max_sync(unsigned, T v) {
+  for (int offset = 16; offset; offset >>= 1) v = std::max(v, __shfl_xor_sync(~0u, v, offset));
+  return v;
+}
+template <class T>
+T __reduce_add_sync(unsigned, T v) {
+  for (int offset = 16; offset; offset >>= 1) v += __shfl_xor_sync(~0u, v, offset);
+  return v;
+}
 using std::max;
 using std::min;
 
