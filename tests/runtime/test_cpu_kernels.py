@@ -9,11 +9,12 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from op_cases import OpCase, all_cases
+from op_cases import OpCase, all_cases, as_numpy
 
 from v4graph.numerics import fake_fp4
 from v4graph.ops import ALL_OPS, DOMAIN
 from v4graph.ops.tolerance import mismatch
+from v4graph.verify.graph_runner import fed
 from v4graph_export import bodies
 from v4graph_export.functions import OPSETS
 from v4graph_runtime import cpu_kernels
@@ -59,7 +60,7 @@ def run_kernel(case: OpCase, inputs: dict[str, torch.Tensor], isa: str, threads:
         settings,
         providers=["CPUExecutionProvider"],
     )
-    return session.run(None, {name: t.numpy() for name, t in inputs.items()})
+    return session.run(None, fed({name: as_numpy(t) for name, t in inputs.items()}))
 
 
 @pytest.mark.parametrize("isa", SETS)
@@ -71,6 +72,19 @@ def test_kernel_equals_reference(case: OpCase, isa: str, library: Path) -> None:
     expected = case.reference(inputs)
     for got, want, port in zip(run_kernel(case, inputs, isa), expected, case.spec.outputs, strict=True):
         assert not mismatch(case.spec, got, want.numpy(), case.attributes), port.name
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("case", [case for case in CASES if "bfloat16" in case.weights], ids=str)
+def test_bfloat16_matrices_give_the_bits_of_their_float32_copies(
+    case: OpCase, isa: str, library: Path
+) -> None:
+    if isa not in cpu_kernels.instruction_sets(cpu_kernels.open_library(library)):
+        pytest.skip(f"this machine does not run {isa}")
+    inputs = case.inputs()
+    copies = {name: t.float() if t.dtype == torch.bfloat16 else t for name, t in inputs.items()}
+    for got, want in zip(run_kernel(case, inputs, isa), run_kernel(case, copies, isa), strict=True):
+        np.testing.assert_array_equal(got, want)
 
 
 def test_kernels_have_the_ports_of_the_catalogue(library: Path) -> None:
