@@ -60,18 +60,22 @@ BENCH_OUT ?= benchmarks/$(or $(GPU_NAME),no-gpu)
 gpu-kernels:
 	$(if $(GPU_NAME),$(GPU_RUN) -m v4graph.cli kernels build $(GPU_NAME))
 
-test-gpu: gpu-kernels ## The tests that need an NVIDIA GPU (8 minutes on an H200, with bench-gpu)
-	$(GPU_RUN) -m pytest -q -rs -o minversion=8.0 -m gpu tests/gpu
+# Six processes, as most of the time goes to the references, which run on the CPU.
+GPU_PYTEST = -m pytest -q -rs -o minversion=8.0 -m gpu
+test-gpu: gpu-kernels ## The tests that need an NVIDIA GPU (90 seconds on an H100; needs pytest-xdist)
+	OMP_NUM_THREADS=2 $(GPU_RUN) $(GPU_PYTEST) -n 6 tests/gpu/test_kernels_on_gpu.py
+	$(GPU_RUN) $(GPU_PYTEST) --ignore tests/gpu/test_kernels_on_gpu.py tests/gpu
 
 # Without torch's memory pool every tensor has bounds of its own.
 sanitize-gpu: gpu-kernels ## compute-sanitizer's memcheck and racecheck over one shape of every op (needs a GPU)
 	for tool in memcheck racecheck; do \
 	    PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTHONPATH=.:export:plugins:runtime:tests/support \
-	    compute-sanitizer --tool $$tool --error-exitcode 1 $(GPU_PYTHON) -m pytest -q -o minversion=8.0 -m gpu \
+	    compute-sanitizer --tool $$tool --report-api-errors no --error-exitcode 1 $(GPU_PYTHON) $(GPU_PYTEST) \
 	        tests/gpu/test_kernels_on_gpu.py -k one_shape_of_each || exit 1; \
 	done
 
-bench-gpu: gpu-kernels ## Time every op's kernels beside torch and the GPU's ceilings; BENCH_OUT= chooses the folder
+bench-gpu: gpu-kernels ## Time a token of Flash, and every op's kernels beside torch; BENCH_OUT= chooses the folder
+	$(GPU_RUN) benchmarks/decode_on_gpu.py --out $(BENCH_OUT)/decode.json
 	$(GPU_RUN) benchmarks/kernels.py --out $(BENCH_OUT)
 
 lint: setup ## ruff: lint and formatting

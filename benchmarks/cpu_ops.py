@@ -21,10 +21,16 @@ import onnx_ir as ir
 import onnxruntime
 
 from v4graph.ops import DOMAIN, OPS_BY_NAME
+from v4graph.ort import host_value
 from v4graph_export.functions import OPSETS
 from v4graph_runtime import cpu_kernels
 
-TYPES = {"float32": ir.DataType.FLOAT, "int8": ir.DataType.INT8, "int32": ir.DataType.INT32}
+TYPES = {
+    "float32": ir.DataType.FLOAT,
+    "bfloat16": ir.DataType.BFLOAT16,
+    "int8": ir.DataType.INT8,
+    "int32": ir.DataType.INT32,
+}
 WEIGHTS = 600 << 20  # bytes of distinct weights per op
 
 
@@ -41,8 +47,8 @@ class Op:
 
 def weight(rows: int, columns: int, kind: str) -> dict[str, np.ndarray]:
     random = np.random.default_rng(rows * 7 + columns)
-    if kind == "float32":
-        return {"": random.standard_normal((rows, columns), dtype=np.float32)}
+    if kind in ("float32", "bfloat16"):
+        return {"": random.standard_normal((rows, columns), dtype=np.float32).astype(kind, copy=False)}
     codes = random.integers(0, 120, (rows, columns if kind == "fp8" else columns // 2), dtype=np.int8)
     shape = (-(-rows // 128), columns // 128) if kind == "fp8" else (rows, columns // 32)
     return {"": codes, "_scale": random.integers(110, 120, shape, dtype=np.int8)}
@@ -103,7 +109,7 @@ def open_op(op: Op, threads: int) -> Callable[[], None]:
         for name, array in op.inputs.items():
             own = array if turn == 0 or array.ndim == 3 else array.copy()
             keep.append(own)
-            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(own))
+            binding.bind_ortvalue_input(name, host_value(onnxruntime, own))
         for value in node.outputs:
             binding.bind_output(value.name)
         bindings.append(binding)
@@ -134,6 +140,8 @@ def main() -> None:
         linear("FP8 linear 4096 -> 1024 (wq_a)", 1024, 4096, "fp8"),
         linear("FP8 linear 1024 -> 32768 (wq_b)", 32768, 1024, "fp8"),
         linear("FP8 linear 8192 -> 4096 (wo_b)", 4096, 8192, "fp8"),
+        linear("bf16 linear 4096 -> 1024 (wkv of a compressor)", 1024, 4096, "bfloat16"),
+        linear("bf16 linear 4096 -> 16384 (an eighth of the head)", 16384, 4096, "bfloat16"),
         linear("float32 linear 4096 -> 1024", 1024, 4096, "float32"),
         moe(4096, 2048, 64, 6),
     ]

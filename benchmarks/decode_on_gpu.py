@@ -2,8 +2,9 @@
 
 The lowered graph's custom ops run through their plugins' enqueue; weights are random bytes in the
 checkpoint's formats, one tensor for all layers of a shape, so that Flash fits a GPU: what lies between two
-uses of a weight is larger than the cache. Prints microseconds per layer kind, of the model, tokens per second, and the
-roofline of the same GPU beside it: the bytes of a token at the copy bandwidth measured in the same run.
+uses of a weight is larger than the cache. Prints microseconds per layer kind and of the model, tokens per
+second, and the roofline of the same GPU beside it: the bytes of a token at the copy bandwidth measured in the
+same run.
 """
 
 from __future__ import annotations
@@ -183,7 +184,8 @@ def main(model: str, context: int, graph: Path | None, layers: int | None, out: 
     }
     click.echo(
         f"{model}, {len(config.layers)} layers, after {context} tokens on {machine.name}: "
-        f"{took * 1e3:.3f} ms a token, {1 / took:.0f} tokens/s; roofline {floor * 1e3:.3f} ms, {1 / floor:.0f} tokens/s"
+        f"{took * 1e3:.3f} ms a token, {1 / took:.0f} tokens/s; "
+        f"roofline {floor * 1e3:.3f} ms, {1 / floor:.0f} tokens/s"
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_suffix(".partial")

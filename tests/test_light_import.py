@@ -19,7 +19,10 @@ def _python(code: str) -> str:
 
 @pytest.mark.parametrize(
     "module",
-    ["v4graph", "v4graph.cli", "v4graph.source", "v4graph.ops", "v4graph_plugins", "v4graph_runtime"],
+    [
+        *("v4graph", "v4graph.cli", "v4graph.source", "v4graph.ops", "v4graph_plugins"),
+        *("v4graph_runtime", "v4graph_runtime.chat"),
+    ],
 )
 def test_import_leaves_heavy_packages_out(module: str) -> None:
     loaded = _python(f"import {module}; print([name for name in {HEAVY!r} if name in sys.modules])")

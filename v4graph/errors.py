@@ -49,6 +49,10 @@ class SessionError(V4GraphError):
     """A session was asked for something that its engine or its state cannot do."""
 
 
+class ChatError(V4GraphError):
+    """A conversation cannot be encoded: a message, tool or mode is not what the format knows."""
+
+
 def near_match(name: str, known: Iterable[str], most: int = 1) -> str:
     """Return `"; did you mean 'x' or 'y'?"` with the nearest known names, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=most, cutoff=0.6)

@@ -16,6 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from v4graph.errors import EngineError
 from v4graph.gpu import driver_version, gpus
 
@@ -25,6 +28,7 @@ DISTRIBUTIONS: dict[Provider, str] = {"cpu": "onnxruntime", "cuda": "onnxruntime
 EXTRAS: dict[Provider, str] = {"cpu": "ort", "cuda": "ort-gpu"}
 CUDA_PROVIDER, CPU_PROVIDER = "CUDAExecutionProvider", "CPUExecutionProvider"
 DEVICE = 0
+BFLOAT16 = 16  # TensorProto.BFLOAT16
 # The first driver of each CUDA major version.
 DRIVERS = {12: "525", 13: "580"}
 # onnxruntime's severities: its own default, and nothing but what ends the process.
@@ -191,6 +195,16 @@ def _quiet(module: Any, provider: Provider) -> Iterator[None]:
         yield
     finally:
         module.set_default_logger_severity(_WARNING)
+
+
+def host_value(module: Any, array: npt.NDArray[Any]) -> Any:
+    """Return an OrtValue on a contiguous array's own memory, which the caller keeps alive.
+
+    `array` may be bfloat16, of which onnxruntime takes no arrays as they are: it knows numpy's dtypes only.
+    """
+    if array.dtype.name == "bfloat16":
+        return module.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), BFLOAT16)
+    return module.OrtValue.ortvalue_from_numpy(array)
 
 
 def first_line(error: BaseException) -> str:

@@ -100,9 +100,11 @@ def _form(tensor: StoredTensor, role: Role, flavour: Flavour) -> _Form:
         return _Form(("as-is",), "int64", tensor.shape)
     if role is Role.F32 or tensor.name.endswith(".scale"):
         return _Form(("as-is",), "float32", tensor.shape)
-    # Stored bf16 (or fp32 where nothing is quantised), wanted in the graph's dtype.
-    same = flavour.dtype == "bfloat16" and tensor.dtype == "BF16"
-    return _Form(("as-is",) if same else ("cast",), flavour.dtype, tensor.shape)
+    # Matrices stay as stored. Vectors (norms) are a few kB; float32 graphs take them in float32.
+    matrix = len(tensor.shape) > 1 and flavour.weights.plain == "bfloat16"
+    if flavour.dtype == "bfloat16" or matrix:
+        return _Form(("as-is",), "bfloat16", tensor.shape)
+    return _Form(("cast",), "float32", tensor.shape)
 
 
 def _binding(tensor: StoredTensor, form: _Form, experts: int, scale: str = "") -> Binding:

@@ -130,9 +130,7 @@ def _fake_input(port: Port, variant: Variant) -> FakeInput:
     symbolic = tuple(i for i, dim in enumerate(port.dims) if not dim.isdigit() and dim not in static)
     if set(port.dtypes) == {"int8", "float32"}:
         return FakeInput(port.name, variant.scale, shape, symbolic)
-    return FakeInput(
-        port.name, variant.dtype if "bfloat16" in port.dtypes else port.dtypes[0], shape, symbolic
-    )
+    return FakeInput(port.name, variant.dtype if port.is_float else port.dtypes[0], shape, symbolic)
 
 
 def _parse(text: str, variant: Variant) -> ir.Function:

@@ -17,6 +17,7 @@ from v4graph_export import model
 from v4graph_export.bindings import head_bindings, layer_bindings
 from v4graph_export.flavour import Flavour
 from v4graph_export.functions import FakeInput, to_function, trace
+from v4graph_export.registration import TORCH_DTYPES
 
 # Example sizes of the symbolic axes: any that keep every derived size at 2 or more.
 _BATCH, _TOKENS, _ROWS = 2, 389, 533
@@ -55,7 +56,11 @@ def embed_function(config: ModelConfig, flavour: Flavour) -> ir.Function:
     """Trace the embedding: input_ids, embed.weight -> streams."""
     table = head_bindings(config, flavour)[0]
     inputs = [_runtime_inputs()[0], _weight(table)]
-    return to_function(trace(model.embed, inputs, ["x"]), "V4Embed")
+
+    def call(tokens: Tensor, rows: Tensor) -> Tensor:
+        return model.embed(tokens, rows, TORCH_DTYPES[flavour.dtype])
+
+    return to_function(trace(call, inputs, ["x"]), "V4Embed")
 
 
 def head_function(config: ModelConfig, flavour: Flavour, *, all_logits: bool) -> ir.Function:

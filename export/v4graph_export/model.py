@@ -178,9 +178,9 @@ class DecoderLayer:
         return y
 
 
-def embed(tokens: Tensor, table: Tensor) -> Tensor:
-    """Return four equal streams [B, S, 4, D] of the token embeddings."""
-    return table[tokens][:, :, None].expand(-1, -1, 4, -1).contiguous()
+def embed(tokens: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return four equal streams [B, S, 4, D] of the token embeddings; `dtype` is the graph's."""
+    return table[tokens].to(dtype)[:, :, None].expand(-1, -1, 4, -1).contiguous()
 
 
 def head(config: ModelConfig, x: Tensor, num: Tensor, weights: Tensors, *, all_logits: bool) -> Tensor:

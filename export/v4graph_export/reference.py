@@ -74,7 +74,7 @@ class Reference:
         """Append `num` int32 [B] of the tokens int64 [B, S] (default all); logits float32 [B, S, V]."""
         if num is None:
             num = torch.full((ids.shape[0],), ids.shape[1], dtype=torch.int32)
-        x = model.embed(ids, self._weights["embed.weight"])
+        x = model.embed(ids, self._weights["embed.weight"], TORCH_DTYPES[self._flavour.dtype])
         for i, decoder in enumerate(self._layers):
             chunk = model.Chunk(ids, self.position, num, self._freqs[decoder.layer.ratio > 0])
             prefix = LAYER_PREFIX.replace("{i}", str(i))

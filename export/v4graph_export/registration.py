@@ -47,13 +47,13 @@ def operator(spec: OpSpec) -> Callable[..., Any]:
 def graph_float(spec: OpSpec, dtypes: Mapping[str, torch.dtype]) -> torch.dtype:
     """Return the dtype of the FLOAT ports of a call, read off its first such input."""
     for port in spec.inputs:
-        if len(port.dtypes) > 1 and "bfloat16" in port.dtypes:
+        if port.is_float:
             return dtypes[port.name]
     return torch.float32
 
 
 def _output_dtype(port: Port, float_dtype: torch.dtype) -> torch.dtype:
-    return float_dtype if "bfloat16" in port.dtypes else TORCH_DTYPES[port.dtypes[0]]
+    return float_dtype if port.is_float else TORCH_DTYPES[port.dtypes[0]]
 
 
 def _torch_schema(spec: OpSpec) -> str:
@@ -100,7 +100,7 @@ def onnx_schema(spec: OpSpec) -> onnx.defs.OpSchema:
     kinds = {int: schema.AttrType.INT, float: schema.AttrType.FLOAT, str: schema.AttrType.STRING}
 
     def variable(port: Port) -> str:
-        return "T" if "bfloat16" in port.dtypes else f"T_{port.name}"
+        return "T" if port.is_float else f"T_{port.name}"
 
     constraints = {
         variable(port): [_ONNX_TYPES[name] for name in port.dtypes] for port in (*spec.inputs, *spec.outputs)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from v4graph.errors import EngineError
-from v4graph.ops import OpSpec, Port
+from v4graph.ops import OpSpec
 from v4graph_plugins.expressions import Dim, expression
 from v4graph_plugins.kernel_launcher import plan_workspace
 from v4graph_plugins.launcher import DeviceTensor, Launcher, OpCall
@@ -43,11 +43,6 @@ class Findings:
         return texts
 
 
-def is_float(port: Port) -> bool:
-    """Return whether a port has the graph's dtype."""
-    return "bfloat16" in port.dtypes
-
-
 def output_types(spec: OpSpec, types: Sequence[str], where: str, findings: Findings) -> list[str]:
     """Return the dtype names of the outputs; `types` are those of the inputs.
 
@@ -56,14 +51,14 @@ def output_types(spec: OpSpec, types: Sequence[str], where: str, findings: Findi
     """
     chosen = ""
     for port, dtype in zip(spec.inputs, types, strict=True):
-        expected = (chosen,) if chosen and is_float(port) else port.dtypes
+        expected = (chosen,) if chosen and port.is_float else port.dtypes
         if dtype not in expected:
             raise findings.fail(
                 f"{where}: input '{port.name}' is {dtype}, expected {' or '.join(expected)}; "
                 "export the graph again with `v4graph export`."
             )
-        chosen = dtype if is_float(port) else chosen
-    return [chosen if is_float(port) else port.dtypes[0] for port in spec.outputs]
+        chosen = dtype if port.is_float else chosen
+    return [chosen if port.is_float else port.dtypes[0] for port in spec.outputs]
 
 
 def check_shapes(spec: OpSpec, shapes: Sequence[tuple[int, ...]], where: str, findings: Findings) -> None:
@@ -186,8 +181,8 @@ def plugin_classes(trt: Any, findings: Findings) -> tuple[type[Any], type[Any]]:
             desc, port = tensors[position].desc, ports[position]
             if desc.format != trt.TensorFormat.LINEAR or name_of(desc.type) not in port.dtypes:
                 return False
-            floats = [i for i in range(position) if is_float(ports[i])]
-            return not (is_float(port) and floats) or desc.type == tensors[floats[0]].desc.type
+            floats = [i for i in range(position) if ports[i].is_float]
+            return not (port.is_float and floats) or desc.type == tensors[floats[0]].desc.type
 
         def configure_plugin(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
             for bound in ("min", "opt", "max"):

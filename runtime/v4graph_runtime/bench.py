@@ -6,7 +6,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +34,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Timed:
-    """Medians over the rounds: seconds of a prefill and of one decoded token (of every slot)."""
+    """Seconds of a prefill and of one decoded token (of every slot)."""
 
     prefill: float
     decode: float
@@ -54,6 +54,46 @@ def session_side(name: str, session: Session) -> Side:
     return Side(name, session.reset, session.prefill)
 
 
+@dataclass(frozen=True)
+class Feed:
+    """Random ids of a load: `prompt` and `context` [B, S], `steps` [tokens, B, 1]; context may be empty."""
+
+    prompt: Ids
+    context: Ids
+    steps: Ids
+
+    @classmethod
+    def draw(cls, load: Load, vocab: int) -> Feed:
+        """Draw the ids of a load, the same for the same load and vocabulary."""
+        random = np.random.default_rng(0)
+        prompt, context = (random.integers(0, vocab, (load.batch, n)) for n in (load.prompt, load.context))
+        return cls(prompt, context, random.integers(0, vocab, (load.tokens, load.batch, 1)))
+
+
+def time_round(side: Side, feed: Feed) -> Timed:
+    """Time one prefill, and the decoded tokens after a context: their median."""
+    side.reset()
+    begin = time.perf_counter()
+    side.append(feed.prompt)
+    prefill = time.perf_counter() - begin
+    side.reset()
+    if feed.context.size:
+        side.append(feed.context)
+    times = []
+    for ids in feed.steps:
+        begin = time.perf_counter()
+        side.append(ids)
+        times.append(time.perf_counter() - begin)
+    return Timed(prefill, statistics.median(times))
+
+
+def median(rounds: Sequence[Timed]) -> Timed:
+    """Return the median of each figure over the rounds."""
+    return Timed(
+        statistics.median(one.prefill for one in rounds), statistics.median(one.decode for one in rounds)
+    )
+
+
 def measure(
     sides: list[Side],
     load: Load,
@@ -61,31 +101,13 @@ def measure(
     report: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> list[Timed]:
     """Time every side in turn, round by round, after one round that does not count."""
-    random = np.random.default_rng(0)
-    prompt, context = (
-        random.integers(0, vocab, (load.batch, n)) for n in (load.prompt, max(load.context, 1))
-    )
-    steps = random.integers(0, vocab, (load.tokens, load.batch, 1))
-    found: list[tuple[list[float], list[float]]] = [([], []) for _ in sides]
+    feed = Feed.draw(load, vocab)
+    found: list[list[Timed]] = [[] for _ in sides]
     for turn in range(load.rounds + 1):
-        for side, (prefills, decodes) in zip(sides, found, strict=True):
+        for side, rounds in zip(sides, found, strict=True):
             report(side.name, turn, load.rounds + 1)
-            side.reset()
-            begin = time.perf_counter()
-            side.append(prompt)
-            prefill = time.perf_counter() - begin
-            side.reset()
-            if load.context:
-                side.append(context)
-            times = []
-            for ids in steps:
-                begin = time.perf_counter()
-                side.append(ids)
-                times.append(time.perf_counter() - begin)
-            if turn:
-                prefills.append(prefill)
-                decodes.append(statistics.median(times))
-    return [Timed(statistics.median(prefills), statistics.median(decodes)) for prefills, decodes in found]
+            rounds.append(time_round(side, feed))
+    return [median(rounds[1:]) for rounds in found]
 
 
 def check_load(session: Session, load: Load) -> None:

@@ -34,7 +34,7 @@ SETS: Mapping[str, tuple[str, ...]] = {
     "plain": (),
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
     "avx512": (*_AVX512, _WIDE),
-    "avx512_bf16": (*_AVX512, "-mavx512vbmi", "-mavx512bf16", _WIDE),
+    "avx512_bf16": (*_AVX512, "-mavx512vbmi", "-mavx512vnni", "-mavx512bf16", _WIDE),
 }
 # No fast-math: sums keep their order, so that every schedule gives the same bits.
 FLAGS = (

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from v4graph.errors import EngineError
-from v4graph.ort import DEVICE, Provider, first_line, load, open_session
+from v4graph.ort import BFLOAT16, DEVICE, Provider, first_line, host_value, load, open_session
 from v4graph_runtime import cpu_kernels
 from v4graph_runtime.function_names import function_names
 from v4graph_runtime.state import Array, StateTensor
@@ -22,8 +21,6 @@ from v4graph_runtime.state import Array, StateTensor
 # Folded constants above this stay in the graph: folding would turn embedded FP8 and FP4 weights
 # into fp32 copies at load (4 to 8 times the bytes).
 FOLD_LIMIT = 1 << 20
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-ONNX_BFLOAT16 = 16  # TensorProto.BFLOAT16
 
 
 @dataclass(frozen=True)
@@ -90,20 +87,15 @@ class OrtValues:
 
     def host(self, array: Array) -> Any:
         """Return a value on the array's own memory, which the caller keeps alive."""
-        if array.dtype == BFLOAT16:
-            # onnxruntime knows numpy's own dtypes only.
-            return self._module.OrtValue.ortvalue_from_numpy_with_onnx_type(
-                array.view(np.uint16), ONNX_BFLOAT16
-            )
-        return self._module.OrtValue.ortvalue_from_numpy(array)
+        return host_value(self._module, array)
 
     def resident(self, array: Array) -> Any:
         """Return a value that stays for the session's life: on the CPU the array itself, on CUDA a copy."""
         if self._device == "cpu":
             return self.host(array)
-        if array.dtype == BFLOAT16:
+        if array.dtype.name == "bfloat16":
             value = self._module.OrtValue.ortvalue_from_shape_and_type(
-                list(array.shape), ONNX_BFLOAT16, self._device, DEVICE
+                list(array.shape), BFLOAT16, self._device, DEVICE
             )
             value.update_inplace(array.view(np.uint16))
             return value

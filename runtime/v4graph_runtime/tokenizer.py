@@ -61,6 +61,10 @@ class Tokenizer:
         """Number of tokens, added ones included."""
         return int(self.core.get_vocab_size(with_added_tokens=True))
 
+    def knows(self, token: str) -> bool:
+        """Whether this text is one token."""
+        return self.core.token_to_id(token) is not None
+
     def encode(self, text: str, *, start: bool = True) -> list[int]:
         """Return token ids; at the start of a text the BOS token comes first, once."""
         ids = list(self.core.encode(text, add_special_tokens=False).ids)

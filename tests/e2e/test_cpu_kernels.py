@@ -9,9 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from agreement import agreement
 from engines import NANO, Built, export_and_build
 
+from v4graph.checkpoint import Checkpoint
+from v4graph.checkpoint.init import init
+from v4graph.checkpoint.pack import pack
+from v4graph.config import OFFICIAL, UNQUANTISED, WeightFormat
+from v4graph.manifest import Manifest, Numerics
 from v4graph_export import ExportOptions
 from v4graph_runtime import Session, cpu_kernels
 from v4graph_runtime.ort_backend import OrtOptions
@@ -73,6 +79,77 @@ def test_kernels_and_bodies_agree(nano_v4: Built) -> None:
     same = agreement(kernels, bodies)
     assert same.mean_kl <= 1e-3
     assert same.argmax >= 0.98
+
+
+def widened(checkpoint: Path, out: Path) -> Path:
+    """Write a checkpoint with its plain matrices in float32."""
+    source = Checkpoint.open(checkpoint)
+    arrays = {name: source.array(name) for name in source.tensors}
+    wide = {
+        name: array.astype(np.float32) for name, array in arrays.items() if array.dtype.name == "bfloat16"
+    }
+    tiny.write(out, {**arrays, **wide}, (checkpoint / "config.json").read_text())
+    return out
+
+
+@pytest.mark.parametrize(
+    ("weights", "numerics"), [(OFFICIAL, "v4"), (OFFICIAL, "exact"), (UNQUANTISED, "exact")]
+)
+def test_bfloat16_weights_give_the_bits_of_float32_copies(
+    tmp_path: Path, weights: WeightFormat, numerics: Numerics
+) -> None:
+    init(tiny.config(), tmp_path / "bf16", seed=7, weights=weights)
+    pack(tmp_path / "bf16", tmp_path / "packed")
+    options = ExportOptions(numerics=numerics, max_seq_len=256, all_logits=True)
+    ids = np.random.default_rng(6).integers(0, tiny.RAW["vocab_size"], (2, 150))
+    narrow = export_and_build(tmp_path / "narrow", tmp_path / "bf16", options)
+    wide = export_and_build(tmp_path / "wide", widened(tmp_path / "bf16", tmp_path / "fp32"), options)
+    dtypes = [{b.dtype for b in Manifest.load(engine).bindings} for engine in (narrow, wide)]
+    assert dtypes[0] - dtypes[1] == {"bfloat16"}
+    want = Session(wide, tmp_path / "fp32", batch=2).prefill(ids)
+    for source in ("bf16", "packed"):
+        np.testing.assert_array_equal(Session(narrow, tmp_path / source, batch=2).prefill(ids), want)
+    steps = Session(narrow, tmp_path / "bf16", batch=2)
+    np.testing.assert_array_equal(
+        np.concatenate([steps.decode(ids[:, at]).reshape(2, 1, -1) for at in range(150)], 1), want
+    )
+
+
+_ANONYMOUS = """
+import sys
+import numpy as np
+from pathlib import Path
+from v4graph_runtime import Session
+from v4graph_runtime.ort_backend import OrtOptions
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+Session(sys.argv[1], sys.argv[2]).prefill(np.array([[1, 2]]))
+before = anonymous()
+session = Session(sys.argv[3], sys.argv[4], options=OrtOptions(threads=2))
+session.prefill(np.array([[1, 2, 3, 4, 5]]))
+session.decode(np.array([6]))
+print(anonymous() - before)
+"""
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["original", "packed"])
+def test_bfloat16_weights_are_not_copied(tmp_path: Path, packed: bool) -> None:
+    """A second session, on a model that differs from the first in a large vocabulary only, adds little."""
+    vocabulary = 200_000
+    sides = []
+    for size in (40, vocabulary):
+        folder = tmp_path / str(size)
+        init(tiny.config(vocab_size=size), folder / "original", seed=8, weights=UNQUANTISED)
+        pack(folder / "original", folder / "packed")
+        checkpoint = folder / ("packed" if packed else "original")
+        options = ExportOptions(numerics="exact", max_seq_len=128)
+        sides += [export_and_build(folder, checkpoint, options), checkpoint]
+    command = [sys.executable, "-c", _ANONYMOUS, *map(str, sides)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    table = vocabulary * tiny.RAW["hidden_size"] * 2
+    print(f"\n{int(done.stdout) / 1e6:.1f} MB of anonymous memory more, for {2 * table / 1e6:.0f} MB of bf16")
+    assert int(done.stdout) < table // 4
 
 
 _PREFILL = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -53,10 +54,21 @@ def test_bound_and_unbound_bytes_add_up_to_the_published_size(preset: str, total
 
 
 @pytest.mark.parametrize("weights", [OFFICIAL, BASE, UNQUANTISED], ids=["official", "base", "unquantised"])
-def test_exact_numerics_binds_float32_only(weights: WeightFormat) -> None:
+def test_exact_numerics_binds_float32_and_plain_matrices_as_stored(weights: WeightFormat) -> None:
     config = ModelConfig.load("flash").shrink(layers=4, experts=8)
-    dtypes = {binding.dtype for binding in model_bindings(config, Flavour("exact", "float32", weights))}
-    assert dtypes == {"float32", "int64"}
+    bindings = model_bindings(config, Flavour("exact", "float32", weights))
+    assert {binding.dtype for binding in bindings} == {"float32", "bfloat16", "int64"}
+    narrow = [binding for binding in bindings if binding.dtype == "bfloat16"]
+    assert all(len(b.shape) > 1 and b.layout in (("as-is",), ("stack",)) for b in narrow)
+    assert {b.layout for b in bindings if b.stored_dtype == "BF16"} <= {("as-is",), ("stack",), ("cast",)}
+    assert all(len(b.shape) == 1 for b in bindings if "cast" in b.layout)
+
+
+@pytest.mark.parametrize("weights", [OFFICIAL, UNQUANTISED], ids=["official", "unquantised"])
+def test_matrices_that_are_not_all_bf16_are_widened(weights: WeightFormat) -> None:
+    config = ModelConfig.load("flash").shrink(layers=4, experts=8)
+    bindings = model_bindings(config, Flavour("exact", "float32", replace(weights, plain="float32")))
+    assert {binding.dtype for binding in bindings} == {"float32", "int64"}
 
 
 def test_v4_numerics_in_bf16_converts_no_tensor() -> None:

@@ -8,15 +8,16 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from op_cases import OpCase, all_cases
+from op_cases import OpCase, all_cases, as_numpy
 
 from v4graph.ops import ALL_OPS, DOMAIN
 from v4graph.ops.tolerance import mismatch
+from v4graph.verify.graph_runner import fed
 from v4graph_export import bodies
 from v4graph_export.functions import OPSETS
 
 CASES = list(all_cases())
-_ONNX = {torch.float32: ir.DataType.FLOAT, torch.int8: ir.DataType.INT8}
+_ONNX = {torch.float32: ir.DataType.FLOAT, torch.int8: ir.DataType.INT8, torch.bfloat16: ir.DataType.BFLOAT16}
 _ONNX |= {torch.int32: ir.DataType.INT32, torch.int64: ir.DataType.INT64}
 
 
@@ -39,7 +40,7 @@ def run_body(case: OpCase, inputs: dict[str, torch.Tensor]) -> list[np.ndarray]:
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto)
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, {name: t.numpy() for name, t in inputs.items()})
+    return session.run(None, fed({name: as_numpy(t) for name, t in inputs.items()}))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -17,6 +17,7 @@ from v4graph.passes.inline_layers import InlineLayers
 from v4graph.passes.pipeline import tensorrt
 from v4graph.passes.strip_plugin_bodies import StripPluginBodies
 from v4graph.source import resolve
+from v4graph.verify.graph_runner import fed
 from v4graph_export import ExportOptions, export_graph
 
 TEXT = """<ir_version: 10, opset_import: ["" : 24, "v4graph" : 1]>
@@ -89,7 +90,7 @@ def test_inlined_layers_give_the_same_logits(nano: Path) -> None:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     before, after = (
-        onnxruntime.InferenceSession(data, options).run(["logits"], feeds)[0]
+        onnxruntime.InferenceSession(data, options).run(["logits"], fed(feeds))[0]
         for data in ((nano / "model.onnx").read_bytes(), ir.to_proto(m).SerializeToString())
     )
     np.testing.assert_array_equal(before, after)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from op_cases import OpCase, all_cases
 
 from v4graph.errors import EngineError
 from v4graph.ops import ALL_OPS, OPS_BY_NAME, OpSpec
+from v4graph.ops.spec import FLOAT, WEIGHT
 from v4graph.ops.tolerance import mismatch
 from v4graph.trt import TensorRT
 from v4graph_plugins import host as host_module
@@ -79,9 +81,10 @@ def test_attributes_survive_the_plan(case: OpCase, tensorrt: TensorRT, findings:
 
 @pytest.mark.parametrize("spec", ALL_OPS, ids=lambda spec: spec.name)
 def test_types_follow_the_graph(spec: OpSpec, findings: Findings) -> None:
-    for dtype in ("float32", "bfloat16"):
-        inputs = [dtype if "bfloat16" in port.dtypes else port.dtypes[0] for port in spec.inputs]
-        outputs = [dtype if "bfloat16" in port.dtypes else port.dtypes[0] for port in spec.outputs]
+    for dtype, matrix in itertools.product(("float32", "bfloat16"), repeat=2):
+        kinds = {FLOAT: dtype, WEIGHT: matrix}
+        inputs = [kinds.get(port.dtypes, port.dtypes[0]) for port in spec.inputs]
+        outputs = [kinds.get(port.dtypes, port.dtypes[0]) for port in spec.outputs]
         assert output_types(spec, inputs, "here", findings) == outputs
 
 
@@ -121,6 +124,21 @@ def test_only_linear_layouts_of_the_ports_types_are_supported(tensorrt: TensorRT
     assert not plugin.supports_format_combination(1, [tensor(trt.bfloat16), tensor(trt.float32)], 2)
     assert not plugin.supports_format_combination(0, [tensor(trt.int8)], 2)
     assert not plugin.supports_format_combination(0, [tensor(trt.bfloat16, trt.TensorFormat.CHW32)], 2)
+
+
+def test_a_matrix_has_a_type_of_its_own(tensorrt: TensorRT, findings: Findings) -> None:
+    trt = tensorrt.module
+    plugin = plugin_classes(trt, findings)[0](OPS_BY_NAME["V4Linear"], {}, "here")
+
+    def fits(*dtypes: Any) -> bool:
+        linear = trt.TensorFormat.LINEAR
+        tensors = [SimpleNamespace(desc=SimpleNamespace(type=dtype, format=linear)) for dtype in dtypes]
+        return all(plugin.supports_format_combination(i, tensors, 2) for i in range(3))
+
+    assert fits(trt.float32, trt.bfloat16, trt.float32)
+    assert fits(trt.float32, trt.float32, trt.float32)
+    assert not fits(trt.float32, trt.bfloat16, trt.bfloat16)
+    assert not fits(trt.float32, trt.int8, trt.float32)
 
 
 def test_a_call_without_launcher_is_refused(tensorrt: TensorRT) -> None:

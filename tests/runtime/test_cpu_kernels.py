@@ -9,10 +9,12 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from op_cases import OpCase, all_cases
+from op_cases import OpCase, all_cases, as_numpy
 
+from v4graph.numerics import fake_fp4
 from v4graph.ops import ALL_OPS, DOMAIN
 from v4graph.ops.tolerance import mismatch
+from v4graph.verify.graph_runner import fed
 from v4graph_export import bodies
 from v4graph_export.functions import OPSETS
 from v4graph_runtime import cpu_kernels
@@ -58,7 +60,7 @@ def run_kernel(case: OpCase, inputs: dict[str, torch.Tensor], isa: str, threads:
         settings,
         providers=["CPUExecutionProvider"],
     )
-    return session.run(None, {name: t.numpy() for name, t in inputs.items()})
+    return session.run(None, fed({name: as_numpy(t) for name, t in inputs.items()}))
 
 
 @pytest.mark.parametrize("isa", SETS)
@@ -70,6 +72,19 @@ def test_kernel_equals_reference(case: OpCase, isa: str, library: Path) -> None:
     expected = case.reference(inputs)
     for got, want, port in zip(run_kernel(case, inputs, isa), expected, case.spec.outputs, strict=True):
         assert not mismatch(case.spec, got, want.numpy(), case.attributes), port.name
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("case", [case for case in CASES if "bfloat16" in case.weights], ids=str)
+def test_bfloat16_matrices_give_the_bits_of_their_float32_copies(
+    case: OpCase, isa: str, library: Path
+) -> None:
+    if isa not in cpu_kernels.instruction_sets(cpu_kernels.open_library(library)):
+        pytest.skip(f"this machine does not run {isa}")
+    inputs = case.inputs()
+    copies = {name: t.float() if t.dtype == torch.bfloat16 else t for name, t in inputs.items()}
+    for got, want in zip(run_kernel(case, inputs, isa), run_kernel(case, copies, isa), strict=True):
+        np.testing.assert_array_equal(got, want)
 
 
 def test_kernels_have_the_ports_of_the_catalogue(library: Path) -> None:
@@ -94,3 +109,57 @@ def test_every_shipped_variant_has_a_kernel(library: Path) -> None:
     listed = cpu_kernels.open_library(library).v4graph_cpu_ops().decode().splitlines()
     names = {line.split(" ")[0] for line in listed}
     assert {variant.name.partition("__")[0] for variant in bodies.shipped_variants("float32")} <= names
+
+
+ENTRIES = 1500
+INDEX = {"topk": 64, "ratio": 4, "quantise": 1, "scale": 128**-0.5 * 0.25}
+
+
+def index_case(tokens: int, heads: int = 16) -> OpCase:
+    sizes = {"S": tokens, "Q": heads * 128, "Hi": heads, "C": 128, "F": 32, "N": ENTRIES}
+    return OpCase("V4IndexTopK", sizes, INDEX, (4 * ENTRIES - tokens,), (tokens,))
+
+
+def stored_keys(kind: str) -> np.ndarray:
+    random = np.random.default_rng(3)
+    keys = fake_fp4(random.standard_normal((ENTRIES, 128), np.float32))
+    if kind == "far apart":
+        # No common quantum of seven bits: the last block counts for nothing, but must not be lost.
+        keys[::5, 96:] *= np.float32(2.0**-12)
+    if kind == "not rounded":
+        keys[1::7] = random.standard_normal(keys[1::7].shape, np.float32)
+    if kind == "extreme":
+        keys[::3], keys[1::3] = 0, keys[1::3] * np.float32(2.0**-60)
+        keys[2::30] *= np.float32(2.0**50)
+    return keys
+
+
+@pytest.mark.parametrize("kind", ["rounded", "far apart", "not rounded", "extreme"])
+@pytest.mark.parametrize("isa", SETS)
+def test_stored_keys_of_every_kind_are_selected_as_by_the_reference(
+    isa: str, kind: str, library: Path
+) -> None:
+    if isa not in cpu_kernels.instruction_sets(cpu_kernels.open_library(library)):
+        pytest.skip(f"this machine does not run {isa}")
+    for tokens, heads in ((1, 16), (9, 16), (2, 18)):
+        case = index_case(tokens, heads)
+        inputs = case.inputs() | {"keys": torch.from_numpy(stored_keys(kind)[None])}
+        (rows,) = run_kernel(case, inputs, isa)
+        np.testing.assert_array_equal(rows, case.reference(inputs)[0].numpy())
+
+
+@pytest.mark.parametrize("op", ["V4IndexTopK", "V4CompressedAttention"])
+def test_one_tokens_work_gives_the_same_bits_on_any_number_of_threads(op: str, library: Path) -> None:
+    case = index_case(1)
+    change = {"keys": torch.from_numpy(stored_keys("not rounded")[None])}
+    if op == "V4CompressedAttention":
+        sizes = {"S": 1, "H": 13, "Dh": 192, "F": 32, "L": 24, "N": ENTRIES}
+        case, change = (
+            OpCase(op, sizes, {"window": 16, "ratio": 4, "scale": 0.07}, (4 * ENTRIES - 1,), (1,)),
+            {},
+        )
+    inputs = case.inputs() | change
+    alone, *others = (run_kernel(case, inputs, "", threads) for threads in (1, 2, 3, 8))
+    for other in others:
+        for got, want in zip(other, alone, strict=True):
+            np.testing.assert_array_equal(got, want)

@@ -31,6 +31,10 @@ def _projections() -> Iterator[KernelCase]:
             yield KernelCase(OpCase(op, {"S": tokens, "K": 384, "KB": 3, **rows}, **call))
         for op in ("V4QueryProjection", "V4CsaQueryProjections"):
             yield KernelCase(OpCase(op, {"S": tokens, "K": 384, "KB": 3, **rows}, {"eps": 1e-6}, **call))
+    for width in (128, 512, 1152):
+        for op in ("V4QueryProjection", "V4CsaQueryProjections"):
+            sizes = {"S": 2, "K": width, "KB": width // 128, **rows}
+            yield KernelCase(OpCase(op, sizes, {"eps": 1e-6}, start=(0,), num=(2,)))
     # Rows that do not fit the shared memory of the block that multiplies.
     wide = {"S": 7, "K": 8192, "KB": 64, **rows, "Oq": 16, "OqB": 1, "Okv": 16}
     for op in ("V4WindowProjections", "V4HcaProjections", "V4CsaProjections"):

@@ -28,6 +28,12 @@ def cases() -> Iterator[KernelCase]:
             )
         sizes = {**one, "H": 4, "Dh": 128, "O": 96, "K": 256}
         yield KernelCase(OpCase("V4GroupedOutput", sizes, {"groups": 2}, **_call(tokens)))
+    # One to eight warps share a row's columns.
+    for width in (128, 512, 1152):
+        sizes = {"S": 3, "K": width, "O": 200, "OB": 2, "KB": width // 128}
+        yield KernelCase(OpCase("V4Fp8Linear", sizes, **_call(3)))
+        grouped = {"S": 3, "H": 2, "Dh": width, "O": 160, "K": width, "OB": 2, "KB": width // 128}
+        yield KernelCase(OpCase("V4Fp8GroupedOutput", grouped, {"groups": 2}, **_call(3)))
     # Activations that do not fit the shared memory of the block that multiplies.
     yield KernelCase(OpCase("V4Fp8Linear", {"S": 7, "K": 8192, "O": 16, "OB": 1, "KB": 64}, **_call(7)))
     wide = {"S": 8, "H": 16, "Dh": 512, "O": 32, "K": 4096, "OB": 1, "KB": 32}

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from v4graph.launch import PLANS, Launch, evaluate_plan
+from v4graph.numerics import BF16
 from v4graph.ops import OPS_BY_NAME, OpSpec
-from v4graph.ops.spec import evaluate_dim
+from v4graph.ops.spec import WEIGHT, evaluate_dim
 from v4graph_export.bodies import Variant
 
 
 @dataclass(frozen=True)
 class OpCase:
-    """One call of an op: sizes of its symbols, attributes, and how far each slot has come."""
+    """One call of an op: sizes of its symbols, attributes, and how far each slot has come.
+
+    `weights` are the dtypes of its plain matrices, in turn.
+    """
 
     op: str
     sizes: Mapping[str, int]
@@ -25,6 +31,7 @@ class OpCase:
     start: tuple[int, ...] = (0, 5)
     num: tuple[int, ...] = (0, 0)
     scale: str = "int8"
+    weights: tuple[str, ...] = ("float32",)
 
     @property
     def spec(self) -> OpSpec:
@@ -37,12 +44,17 @@ class OpCase:
 
     def __str__(self) -> str:
         sizes = "-".join(f"{key}{value}" for key, value in self.sizes.items())
-        return f"{self.variant.name}-{sizes}-start{self.start}-num{self.num}"
+        weights = "" if self.weights == ("float32",) else f"-{'-'.join(self.weights)}"
+        return f"{self.variant.name}-{sizes}-start{self.start}-num{self.num}{weights}"
 
     def inputs(self, seed: int = 0) -> dict[str, Tensor]:
         """Return the input tensors by port name."""
         generator = torch.Generator().manual_seed(seed)
-        return {port.name: _tensor(self, port.name, generator) for port in self.spec.inputs}
+        inputs = {port.name: _tensor(self, port.name, generator) for port in self.spec.inputs}
+        matrices = [port.name for port in self.spec.inputs if port.dtypes == WEIGHT]
+        for name, dtype in zip(matrices, itertools.cycle(self.weights), strict=False):
+            inputs[name] = inputs[name].to(getattr(torch, dtype))
+        return inputs
 
     def launches(self) -> tuple[Launch, ...]:
         """Return what the op's plan launches for this call in a bf16 graph."""
@@ -124,8 +136,25 @@ def _positional(op: str, sizes: Mapping[str, int], attributes: Mapping[str, Any]
         yield OpCase(op, {"S": tokens, **sizes}, attributes, start, num)
 
 
+def as_numpy(tensor: Tensor) -> np.ndarray[Any, np.dtype[Any]]:
+    """Return a tensor's own memory, bf16 with the type of ml_dtypes."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(BF16)
+    return tensor.numpy()
+
+
 def all_cases() -> Iterator[OpCase]:
-    """Yield every op and structural variant at several shapes, the awkward ones included."""
+    """Yield every op and structural variant at several shapes; plain matrices in every dtype."""
+    for case in _cases():
+        yield case
+        matrices = sum(port.dtypes == WEIGHT for port in case.spec.inputs)
+        if matrices:
+            yield replace(case, weights=("bfloat16",))
+        if matrices > 1:
+            yield replace(case, weights=("bfloat16", "float32"))
+
+
+def _cases() -> Iterator[OpCase]:
     eps = {"eps": 1e-6}
     hyper = {**eps, "hc_eps": 1e-6}
     for tokens in (1, 33):

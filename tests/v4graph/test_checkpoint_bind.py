@@ -121,6 +121,19 @@ def test_bfloat16_is_a_view_where_the_graph_takes_it(official: Checkpoint) -> No
     assert np.shares_memory(got, official.array("embed.weight"))
 
 
+@pytest.mark.parametrize("stored", ["F32", "F16"])
+def test_a_graph_that_takes_bfloat16_refuses_what_would_lose_bits(
+    official: Checkpoint, tmp_path: Path, stored: str
+) -> None:
+    narrow = replace(EMBED, dtype="bfloat16", layout=("as-is",))
+    arrays = {name: official.array(name) for name in official.tensors}
+    arrays["embed.weight"] = arrays["embed.weight"].astype(np.float32 if stored == "F32" else np.float16)
+    wide = tiny.write(tmp_path / "wide", arrays)
+    with pytest.raises(CheckpointError, match=f"embed.weight is stored as {stored}, .* exported for BF16"):
+        wide.bind(narrow, None)
+    np.testing.assert_array_equal(wide.bind(EMBED, None), arrays["embed.weight"].astype(np.float32))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_dequantise_multiplies_by_the_scale(official: Checkpoint, packed: Checkpoint, dtype: str) -> None:
     linear = replace(LINEAR, dtype=dtype, layout=("dequantise", "cast"), scale="layers.{i}.attn.wq_b.scale")

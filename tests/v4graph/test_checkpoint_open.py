@@ -136,6 +136,20 @@ def test_the_format_is_seen_from_the_tensors(weights: WeightFormat, tmp_path: Pa
     assert checkpoint.weights == weights and not checkpoint.packed
 
 
+def test_one_matrix_in_float32_is_seen(official: Path, tmp_path: Path) -> None:
+    source = Checkpoint.open(official)
+    assert source.weights.plain == "bfloat16"
+    arrays = {name: source.array(name) for name in source.tensors}
+    gate = "layers.2.ffn.gate.weight"
+    for name, plain in (
+        (gate, "float32"),
+        ("layers.2.attn_norm.weight", "bfloat16"),
+        ("mtp.0.head.weight", "bfloat16"),
+    ):
+        wide = {name: arrays.get(name, arrays["head.weight"]).astype(np.float32)}
+        assert tiny.write(tmp_path / name, {**arrays, **wide}).weights.plain == plain
+
+
 def test_every_spelling_becomes_official() -> None:
     assert official_name("layers.3.attn.wq_a.weight") == "layers.3.attn.wq_a.weight"
     assert official_name("model.layers.3.attn.norm.weight") == "layers.3.attn.kv_norm.weight"

@@ -14,6 +14,7 @@ from engines import NANO, Built
 from graphs import change
 
 from v4graph.config import ModelConfig
+from v4graph.verify.repro import Repro
 
 Verify = Callable[..., Result]
 
@@ -58,6 +59,13 @@ def comb_as_it_is(model: onnx.ModelProto) -> None:
     body = function(model, "V4HyperPost")
     turn = next(n for n in body.node if n.op_type == "Transpose")
     turn.CopyFrom(onnx.helper.make_node("Identity", [turn.input[0]], [turn.output[0]]))
+
+
+def scores_not_rooted(model: onnx.ModelProto) -> None:
+    """Experts are weighted by softplus, not by its root."""
+    body = function(model, "V4RouteTopK")
+    root = next(n for n in body.node if n.op_type == "Sqrt")
+    root.CopyFrom(onnx.helper.make_node("Identity", [root.input[0]], [root.output[0]]))
 
 
 def located(result: object) -> dict[str, object]:
@@ -118,6 +126,16 @@ def test_a_reproducer_is_small_and_runs_again(nano_v4: Path, tmp_path: Path, ver
     mended = verify("--repro", tmp_path / "right.npz")
     assert mended.exit_code == 0, mended.output
     assert "agrees with its reference" in mended.stdout
+
+
+def test_a_reproducer_keeps_matrices_in_bfloat16(nano_exact: Path, tmp_path: Path, verify: Verify) -> None:
+    result = verify(NANO, change(nano_exact, tmp_path / "graph", scores_not_rooted), "--json")
+    assert located(result)["op"] == "V4RouteTopK"
+    saved = Path(str(located(result)["repro"]))
+    assert Repro.load(saved).given["gate"].dtype.name == "bfloat16"
+    again = verify("--repro", saved)
+    assert again.exit_code == 1
+    assert "V4RouteTopK: output 'weights': " in again.stdout
 
 
 def test_text_names_the_op_and_the_file(nano_v4: Path, tmp_path: Path, verify: Verify) -> None:

@@ -207,4 +207,11 @@ def detect_format(table: TensorTable, config: ModelConfig) -> WeightFormat:
         linear="float" if linear in FLOAT_DTYPES else "fp8",
         scale="float32" if scale == "F32" else "e8m0",
         expert="fp4" if expert == "I8" else "fp8" if expert == "F8_E4M3" else "float",
+        plain="float32" if any(map(_is_wide_matrix, map(table.header, table))) else "bfloat16",
     )
+
+
+def _is_wide_matrix(tensor: StoredTensor) -> bool:
+    """Whether a tensor is a plain matrix that bfloat16 does not hold; what no graph reads aside."""
+    matrix = tensor.name.endswith(".weight") and len(tensor.shape) > 1
+    return matrix and tensor.dtype in FLOAT_DTYPES - {"BF16"} and not tensor.name.startswith("mtp.")

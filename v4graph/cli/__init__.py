@@ -15,6 +15,7 @@ from v4graph.cli.bench import bench
 from v4graph.cli.build import build
 from v4graph.cli.checkpoint import init, pack
 from v4graph.cli.doctor import doctor
+from v4graph.cli.encode import encode
 from v4graph.cli.engine import evaluate, run
 from v4graph.cli.export import export
 from v4graph.cli.inspect import inspect
@@ -67,7 +68,7 @@ def main() -> None:
 
 
 for _command in (
-    *(plan, export, optimize, passes, build, run, evaluate, bench, verify),
+    *(plan, export, optimize, passes, build, encode, run, evaluate, bench, verify),
     *(inspect, view, init, pack, kernels, doctor),
 ):
     main.add_command(_command)

@@ -5,6 +5,7 @@ Source: the published config.json files and transformers' DeepseekV4Config.__pos
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, get_args
 
 from v4graph.config.types import UNQUANTISED, Attention, Layer, Rope, Routing, WeightFormat
@@ -220,7 +221,8 @@ def read_weight_format(raw: Raw, source: str) -> WeightFormat:
     if raw.get("quantization_config") is None:
         if expert is not None:
             raise ConfigError(f"{source}: expert_dtype is {expert!r} but there is no quantization_config.")
-        return UNQUANTISED
+        narrow = (raw.get("dtype") or raw.get("torch_dtype") or "bfloat16") == "bfloat16"
+        return UNQUANTISED if narrow else replace(UNQUANTISED, plain="float32")
     quantisation = table(raw, "quantization_config", source, known)
     where = f"{source}: quantization_config"
     for key, wanted in QUANTISATION_FIXED.items():

@@ -71,11 +71,14 @@ class WeightFormat:
         linear: FP8 with one scale per 128x128 block, or plain bf16 / fp32.
         scale: Type of the FP8 block scales; FP4 scales are always e8m0.
         expert: FP4 with one scale per row and 32 columns, FP8 like `linear`, or plain.
+        plain: Type of all plain matrices, embedding and head among them; float32 also where only some are
+            stored so, or as fp16.
     """
 
     linear: Literal["fp8", "float"]
     scale: Literal["e8m0", "float32"]
     expert: Literal["fp4", "fp8", "float"]
+    plain: Literal["bfloat16", "float32"] = "bfloat16"
 
     @property
     def quantised(self) -> bool:

@@ -15,6 +15,17 @@ _TILE = "2*64*160*2"
 WIDTH = {"K % 128 == 0": "the input width must be a multiple of 128"}
 
 
+def split(rows: str) -> str:
+    """Warps (of a block's eight) that share the columns of 16 of `rows` weight rows.
+
+    As few as leave 2,048 warps to the whole product, which is 16 for each multiprocessor of a large GPU;
+    those that remain take other rows and use the same prepared activations. No more than there are blocks
+    of 128 columns.
+    """
+    by_rows = f"where({rows} >= 32768, 1, where({rows} >= 16384, 2, where({rows} >= 8192, 4, 8)))"
+    return f"min({by_rows}, where(K >= 1024, 8, where(K >= 512, 4, where(K >= 256, 2, 1))))"
+
+
 def steps(
     unit: str, args: tuple[str, ...], x: str = "x", when: str = "1", rows: str = "O//groups"
 ) -> tuple[Step, ...]:
@@ -64,15 +75,16 @@ def _fp8(
             **lets,
             "row": "2*T*(K + 32)",
             "inside": f"T <= 8 and row <= {MOST_PREPARED}",
+            "split": split("O"),
         },
         workspace={"prepared": "T*K*groups*2"},
         needs={**WIDTH, **needs},
         steps=(
             Step(
                 f"linear.v4_{kernel}_inside",
-                grid=("cdiv(O//groups, 16)", "groups", "1"),
+                grid=("cdiv(O//groups, 128//split)", "groups", "1"),
                 block=256,
-                args=(x, *args),
+                args=(x, *args, "split"),
                 shared="row + 8*8*16*4",
                 when="inside",
             ),

@@ -2,7 +2,7 @@
 
 A tile is up to `tile` rows of one expert, whose matrices are read once for it. How many tiles there are
 is known on the device only, so grids cover the most there can be and empty tiles end at once. The shared
-expert is one more expert with all tokens for rows.
+expert is one more expert with all tokens for rows. An only token needs no groups: up and down are all.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ _FORMS = {"V4MoE": "fp4", "V4MoEFp8": "fp8", "V4MoEFloat": "float"}
 _LETS = {
     "T": "B*S",
     "pairs": "T*K",
-    # The down projections of an only token fit in one launch with their sum if its rows fit in shared memory.
-    "alone": "T == 1 and Is + K*I <= 48000",
+    # An only token takes two launches if what they read of it fits in shared memory.
+    "alone": "T == 1 and row*max(D, Is + K*I) <= 96000",
     "tile": "where(alone, 1, where(pairs <= 4*E, 8, where(pairs <= 16*E or T <= 32, 32, 64)))",
     "listed": "where(alone, pairs, min(E, pairs) + pairs//tile)",
     "every": "cdiv(T, tile) + listed",
@@ -28,7 +28,7 @@ def _plan(op: str) -> LaunchPlan:
     value = 4 if form == "float" else 2
     return LaunchPlan(
         op=op,
-        lets={**_LETS, "blocks": "0" if form == "float" else "T*D//128"},
+        lets={"row": str(value), **_LETS, "blocks": "0" if form == "float" else "T*D//128"},
         workspace={
             "place": "4*T*K",
             "token_of": "4*T*K",
@@ -45,7 +45,7 @@ def _plan(op: str) -> LaunchPlan:
             "E <= 512": "there must be at most 512 experts",
             "K <= 32": "a token must have at most 32 experts",
         },
-        steps=(_prepare(), *_few(form), *_tiles(form), _combine(form)),
+        steps=(*_one(form), _prepare(), *_few(form), *_tiles(form), _combine(form)),
     )
 
 
@@ -59,6 +59,7 @@ def _prepare() -> Step:
             *("u", "rounded", "blocks"),
         ),
         shared="32*E*4 + 256",
+        when="tile > 1",
     )
 
 
@@ -76,8 +77,35 @@ def _up(form: str) -> tuple[str, ...]:
     return (tokens, "token_of", "gain_of", "tiles", *matrices, "inner", "T", "D", "I", "Is", "limit")
 
 
+def _down_matrices(form: str) -> tuple[str, ...]:
+    return (*_matrices(form, "w2"), *_matrices(form, "s2"))
+
+
 def _down(form: str) -> tuple[str, ...]:
-    return ("inner", "tiles", *_matrices(form, "w2"), *_matrices(form, "s2"))
+    return ("inner", "tiles", *_down_matrices(form))
+
+
+def _one(form: str) -> tuple[Step, ...]:
+    """Where there is one token."""
+    matrices = (*_matrices(form, "w1", "w3"), *_matrices(form, "s1", "s3"))
+    return (
+        Step(
+            f"moe_one.v4_moe_{form}_up_1",
+            grid=("max(I, Is)//16", "1 + K", "1"),
+            block=128,
+            args=("ids", "weights", "u", *matrices, "inner", "K", "E", "D", "I", "Is", "limit"),
+            shared="2*D + 4*2*16*4",
+            when="tile == 1",
+        ),
+        Step(
+            f"moe_one.v4_moe_{form}_down_1",
+            grid=("D//32", "1", "1"),
+            block=512,
+            args=("ids", "inner", *_down_matrices(form), "y", "K", "E", "D", "I", "Is"),
+            shared="(K + 2)*128 + row*(Is + K*I)",
+            when="tile == 1",
+        ),
+    )
 
 
 def _few(form: str) -> tuple[Step, ...]:
@@ -88,10 +116,10 @@ def _few(form: str) -> tuple[Step, ...]:
             grid=("max(I, Is)//16", "every", "1"),
             block=128,
             args=_up(form),
-            shared=f"4*2*{max(rows, 8)}*16*4",
+            shared=f"4*2*{rows}*16*4",
             when=f"tile == {rows}",
         )
-        for rows in (1, 8, 32)
+        for rows in (8, 32)
     ]
     rounded = Step(
         "moe_group.v4_moe_round",
@@ -99,14 +127,6 @@ def _few(form: str) -> tuple[Step, ...]:
         block=256,
         args=("inner", "T*(Is + K*I)//128"),
         when="tile == 32",
-    )
-    one = Step(
-        f"moe.v4_moe_{form}_down_1",
-        grid=("D//16", "1", "1"),
-        block=256,
-        args=(*_down(form), "y", "K", "D", "I", "Is"),
-        shared="(K + 2)*64" if form == "float" else "(K + 2)*64 + (Is + K*I)*2",
-        when="tile == 1",
     )
     down = [
         Step(
@@ -119,7 +139,7 @@ def _few(form: str) -> tuple[Step, ...]:
         )
         for rows in (8, 32)
     ]
-    return (*up, *(() if form == "float" else (rounded,)), one, *down)
+    return (*up, *(() if form == "float" else (rounded,)), *down)
 
 
 def _tiles(form: str) -> tuple[Step, ...]:

@@ -1,12 +1,12 @@
 """Launch plans of the fused projections.
 
 Up to 8 tokens whose prepared rows fit a block's shared memory take one launch, in which each block multiplies
-16 rows of one of the weights. More tokens are prepared once, and every weight takes a launch of its own.
+rows of one of the weights. More tokens are prepared once, and every weight takes a launch of its own.
 """
 
 from __future__ import annotations
 
-from v4graph.launch.linear import MOST_PREPARED, WIDTH, steps
+from v4graph.launch.linear import MOST_PREPARED, WIDTH, split, steps
 from v4graph.launch.plan import LaunchPlan, Step
 
 # Weight, result and rows of each product.
@@ -31,9 +31,9 @@ def _plan(
     x = "normed" if norm else "x"
     one_launch = Step(
         f"project.{kernel}",
-        grid=(" + ".join(f"cdiv({count}, 16)" for count in rows), "1", "1"),
+        grid=(" + ".join(f"cdiv({count}, 128//split)" for count in rows), "1", "1"),
         block=256,
-        args=("x", *inside, "T", "K", scale_bytes, *(("eps",) if norm else ())),
+        args=("x", *inside, "T", "K", scale_bytes, *(("split", "eps") if norm else ())),
         shared="row + 8*8*16*4",
         when="inside",
     )
@@ -73,8 +73,10 @@ def _plan(
         lets={
             "T": "B*S",
             "groups": "1",
-            "row": "2*T*(K + 32)",
+            # The norm's weight is one row more.
+            "row": "2*(T + 1)*(K + 32)" if norm else "2*T*(K + 32)",
             "inside": f"T <= 8 and row <= {MOST_PREPARED}",
+            "split": split(f"({' + '.join(rows)})") if norm else "8",
         },
         workspace={**({"normed": "T*K*2"} if norm else {}), "prepared": "T*K*2"},
         needs=WIDTH,

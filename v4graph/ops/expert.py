@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from v4graph.ops import rounding
 from v4graph.ops.lazy import torch
 from v4graph.ops.positional import sigmoid
-from v4graph.ops.spec import F32, FLOAT, I8, SCALE, OpSpec, Port
+from v4graph.ops.spec import F32, FLOAT, I8, SCALE, WEIGHT, OpSpec, Port
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,7 +106,7 @@ FP8_OP = OpSpec(
 FLOAT_OP = OpSpec(
     name="V4ExpertFloat",
     version=1,
-    inputs=(*_ROWS, Port("w1", FLOAT, "I D"), Port("w3", FLOAT, "I D"), Port("w2", FLOAT, "D I")),
+    inputs=(*_ROWS, Port("w1", WEIGHT, "I D"), Port("w3", WEIGHT, "I D"), Port("w2", WEIGHT, "D I")),
     outputs=_OUT,
     attributes={"limit": float},
     reference=expert_float,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from v4graph.ops import attention_prep, compress, fp8_linear, hyper_post, hyper_pre, linear, rms_norm
-from v4graph.ops.spec import F32, FLOAT, I8, I32, SCALE, OpSpec, Part, Port
+from v4graph.ops.spec import F32, FLOAT, I8, I32, SCALE, WEIGHT, OpSpec, Part, Port
 
 _KINDS = {int: "int", float: "float", str: "string"}
 
@@ -136,7 +136,7 @@ def _compressor(prefix: str, rows: str) -> tuple[tuple[Port, ...], tuple[Port, .
     names = (f"{prefix}wkv", f"{prefix}wgate")
     outputs = (f"{prefix}rows", f"{prefix}gate")
     return (
-        tuple(Port(name, FLOAT, f"{rows} K") for name in names),
+        tuple(Port(name, WEIGHT, f"{rows} K") for name in names),
         tuple(Port(name, F32, f"B S {rows}") for name in outputs),
         tuple(Part(linear.F32_OP, ("x", w), (y,), {}) for w, y in zip(names, outputs, strict=True)),
     )
@@ -153,7 +153,7 @@ HCA_PROJECTIONS = _fused(
 
 CSA_PROJECTIONS = _fused(
     "V4CsaProjections",
-    (*_WINDOW, *_MAIN, *_INDEX, Port("weights_proj", FLOAT, "Ow K")),
+    (*_WINDOW, *_MAIN, *_INDEX, Port("weights_proj", WEIGHT, "Ow K")),
     (*_WINDOW_OUT, *_MAIN_OUT, *_INDEX_OUT, Port("weights", FLOAT, "B S Ow")),
     {},
     (

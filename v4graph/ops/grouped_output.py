@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from v4graph.ops.rounding import decode_fp8
-from v4graph.ops.spec import FLOAT, I8, SCALE, OpSpec, Port
+from v4graph.ops.spec import FLOAT, I8, SCALE, WEIGHT, OpSpec, Port
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,7 @@ _TOLERANCE = {"float32": (1e-4, 1e-4), "bfloat16": (1.6e-2, 1e-2)}
 OP = OpSpec(
     name="V4GroupedOutput",
     version=1,
-    inputs=(Port("o", FLOAT, "B S H Dh"), Port("weight", FLOAT, "O K")),
+    inputs=(Port("o", FLOAT, "B S H Dh"), Port("weight", WEIGHT, "O K")),
     outputs=(Port("z", FLOAT, "B S O"),),
     attributes={"groups": int},
     reference=grouped_output,

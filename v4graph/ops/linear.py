@@ -10,17 +10,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from v4graph.ops.lazy import torch
-from v4graph.ops.spec import F32, FLOAT, OpSpec, Port
+from v4graph.ops.spec import F32, FLOAT, WEIGHT, OpSpec, Port
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_INPUTS = (Port("x", FLOAT, "B S K"), Port("weight", FLOAT, "O K"))
+_INPUTS = (Port("x", FLOAT, "B S K"), Port("weight", WEIGHT, "O K"))
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """Return x @ weight.T [B, S, O] in the dtype of x."""
-    return torch.nn.functional.linear(x, weight)
+    return torch.nn.functional.linear(x, weight.to(x.dtype))
 
 
 def linear_f32(x: Tensor, weight: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from v4graph.ops import expert
 from v4graph.ops.lazy import torch
-from v4graph.ops.spec import F32, FLOAT, I8, I32, SCALE, OpSpec, Port
+from v4graph.ops.spec import F32, FLOAT, I8, I32, SCALE, WEIGHT, OpSpec, Port
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -173,12 +173,12 @@ FLOAT_OP = OpSpec(
     version=1,
     inputs=(
         *_ROUTING,
-        Port("w1", FLOAT, "E I D"),
-        Port("w3", FLOAT, "E I D"),
-        Port("w2", FLOAT, "E D I"),
-        Port("s1", FLOAT, "Is D"),
-        Port("s3", FLOAT, "Is D"),
-        Port("s2", FLOAT, "D Is"),
+        Port("w1", WEIGHT, "E I D"),
+        Port("w3", WEIGHT, "E I D"),
+        Port("w2", WEIGHT, "E D I"),
+        Port("s1", WEIGHT, "Is D"),
+        Port("s3", WEIGHT, "Is D"),
+        Port("s2", WEIGHT, "D Is"),
     ),
     outputs=_OUT,
     attributes={"limit": float},

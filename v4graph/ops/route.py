@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from v4graph.ops.lazy import torch
-from v4graph.ops.spec import F32, FLOAT, I32, I64, OpSpec, Port
+from v4graph.ops.spec import F32, FLOAT, I32, I64, WEIGHT, OpSpec, Port
 from v4graph.ops.stable_topk import stable_topk
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ _TOLERANCE = {"float32": (1e-4, 1e-5), "bfloat16": (1e-4, 1e-5)}
 TOPK_OP = OpSpec(
     name="V4RouteTopK",
     version=1,
-    inputs=(Port("u", FLOAT, "B S D"), Port("gate", FLOAT, "E D"), Port("bias", F32, "E")),
+    inputs=(Port("u", FLOAT, "B S D"), Port("gate", WEIGHT, "E D"), Port("bias", F32, "E")),
     outputs=(Port("ids", I32, "B S topk"), Port("weights", F32, "B S topk")),
     attributes={"topk": int, "scale": float},
     reference=route_topk,
@@ -56,7 +56,7 @@ HASH_OP = OpSpec(
     version=1,
     inputs=(
         Port("u", FLOAT, "B S D"),
-        Port("gate", FLOAT, "E D"),
+        Port("gate", WEIGHT, "E D"),
         Port("table", I64, "V K"),
         Port("tokens", I64, "B S"),
     ),

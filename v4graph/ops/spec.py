@@ -23,6 +23,9 @@ I32: tuple[DTypeName, ...] = ("int32",)
 I64: tuple[DTypeName, ...] = ("int64",)
 # The graph's dtype: one choice per node, the same for every port of this kind.
 FLOAT: tuple[DTypeName, ...] = ("float32", "bfloat16")
+# A matrix in the dtype that the checkpoint stores, chosen by port and whatever the graph's is; the first is
+# the usual one. In float32 graphs bfloat16 matrices give the very numbers of their float32 copies.
+WEIGHT: tuple[DTypeName, ...] = ("bfloat16", "float32")
 # e8m0 bytes, or the F32 scales of Base checkpoints.
 SCALE: tuple[DTypeName, ...] = ("int8", "float32")
 
@@ -72,6 +75,11 @@ class Port:
     def dims(self) -> tuple[str, ...]:
         """The dimensions, one expression each; empty for a scalar."""
         return tuple(self.shape.split())
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the port has the graph's dtype."""
+        return self.dtypes == FLOAT
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from v4graph.errors import EngineError
 from v4graph.manifest import Manifest
-from v4graph.ops import DOMAIN, OpSpec, Port
+from v4graph.ops import DOMAIN, OpSpec
 from v4graph.passes.facts import custom_nodes, plain_name, where
 from v4graph.targets import ARCHITECTURES, PORTABLE, holding
 
@@ -77,13 +77,13 @@ def check_dtypes(model: ir.Model) -> None:
             dtype = _dtype(value)
             if dtype is None:
                 continue
-            expected = (chosen,) if chosen and _is_float(port) else port.dtypes
+            expected = (chosen,) if chosen and port.is_float else port.dtypes
             if dtype not in expected:
                 raise EngineError(
                     f"{where(node)}: input '{port.name}' is {value.name if value else ''} of type {dtype}, "
                     f"expected {' or '.join(expected)}; {_EXPORT}."
                 )
-            chosen = dtype if _is_float(port) else chosen
+            chosen = dtype if port.is_float else chosen
         _mark_outputs(node, spec, chosen)
 
 
@@ -109,10 +109,6 @@ def check_states(model: ir.Model, manifest: Manifest) -> None:
                 )
 
 
-def _is_float(port: Port) -> bool:
-    return "bfloat16" in port.dtypes
-
-
 def _dtype(value: ir.Value | None) -> str | None:
     if value is None or value.dtype is None:
         return None
@@ -122,7 +118,7 @@ def _dtype(value: ir.Value | None) -> str | None:
 def _mark_outputs(node: ir.Node, spec: OpSpec, chosen: str) -> None:
     types = {name: dtype for dtype, name in _NAMES.items()}
     for port, value in zip(spec.outputs, node.outputs, strict=True):
-        name = chosen if _is_float(port) else port.dtypes[0]
+        name = chosen if port.is_float else port.dtypes[0]
         if name and value.dtype is None:
             value.dtype = types[name]
 

@@ -231,11 +231,11 @@ def _custom_outputs(node: ir.Node, inputs: list[Array | None]) -> list[Array]:
     given = [array for array in inputs if array is not None]
     shapes = {port.name: array.shape for port, array in zip(spec.inputs, given, strict=True)}
     chosen = next(
-        (a.dtype for p, a in zip(spec.inputs, given, strict=True) if "bfloat16" in p.dtypes),
+        (a.dtype for p, a in zip(spec.inputs, given, strict=True) if p.is_float),
         np.dtype("float32"),
     )
     return [
-        _empty(shape, chosen if "bfloat16" in port.dtypes else _dtype(port.dtypes[0]))
+        _empty(shape, chosen if port.is_float else _dtype(port.dtypes[0]))
         for port, shape in zip(spec.outputs, spec.output_shapes(shapes, _attributes(node)), strict=True)
     ]
 

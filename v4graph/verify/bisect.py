@@ -74,10 +74,11 @@ def find_culprit(side: Side, ids: Array, calls: Sequence[Call]) -> Culprit | Non
     apply(InlineLayers(), model)
     nodes = list(custom_nodes(model))
     original = ir.from_proto(ir.to_proto(model))
-    for node in model.graph:
-        for value in node.outputs:
-            if value.name and not value.is_graph_output():
-                model.graph.outputs.append(value)
+    # What custom ops read and write; between them a graph may hold types that numpy lacks.
+    seen = {value: None for node, _ in nodes for value in (*node.inputs, *node.outputs) if value is not None}
+    for value in seen:
+        if value.producer() is not None and not value.is_graph_output():
+            model.graph.outputs.append(value)
     runner = GraphRunner(model, manifest, weights, ids.shape[0], side.folder)
     config = ModelConfig.from_dict(manifest.config, source=str(side.folder))
     for number, call in enumerate(calls):
@@ -147,7 +148,12 @@ def reference(spec: OpSpec, inputs: dict[str, Array], attributes: dict[str, Any]
     """Return what the op's torch reference makes of numpy inputs, by port."""
     import torch
 
-    tensors = [torch.from_numpy(np.array(inputs[port.name])) for port in spec.inputs]
+    def tensor(array: Array) -> torch.Tensor:
+        if array.dtype.name == "bfloat16":
+            return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+        return torch.from_numpy(np.array(array))
+
+    tensors = [tensor(inputs[port.name]) for port in spec.inputs]
     with torch.no_grad():
         results = spec.reference(*tensors, *(attributes[name] for name in spec.attributes))
     results = results if isinstance(results, tuple) else (results,)

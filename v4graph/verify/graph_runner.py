@@ -14,7 +14,7 @@ from v4graph import ort
 from v4graph.checkpoint import Checkpoint
 from v4graph.errors import EngineError
 from v4graph.manifest import Manifest
-from v4graph.verify.random_inputs import Array
+from v4graph.verify.random_inputs import Array, widened
 from v4graph.verify.twin import float32_twin
 
 
@@ -30,14 +30,11 @@ class GraphRunner:
         """Load the graph; `folder` is where its embedded weights lie, if it has any."""
         self.widened = float32_twin(model)
         self.position = np.zeros(batch, np.int64)
-        self.weights = {name: self._wide(array) for name, array in weights.items()}
+        self.weights = {name: widened(array) if self.widened else array for name, array in weights.items()}
         self._states = _states(manifest, batch, self.widened)
         self._session: Any = open_unoptimized(model, folder)
         self._inputs = {value.name for value in self._session.get_inputs()}
         self._outputs = [value.name for value in self._session.get_outputs()]
-
-    def _wide(self, array: Array) -> Array:
-        return array.astype(np.float32) if self.widened and array.dtype.name == "bfloat16" else array
 
     def feeds(self, ids: Array, counts: Sequence[int]) -> dict[str, Array]:
         """Return every input of the next call."""
@@ -55,7 +52,7 @@ class GraphRunner:
         Raises:
             EngineError: onnxruntime fails.
         """
-        given = {name: array for name, array in self.feeds(ids, counts).items() if name in self._inputs}
+        given = fed({name: array for name, array in self.feeds(ids, counts).items() if name in self._inputs})
         try:
             found = dict(zip(self._outputs, self._session.run(self._outputs, given), strict=True))
         except Exception as error:  # onnxruntime's errors share no base
@@ -74,6 +71,15 @@ def _states(manifest: Manifest, batch: int, widened: bool) -> dict[str, Array]:
         for layer in state.layers:
             states[state.name.replace("{i}", str(layer))] = np.zeros(shape, dtype)
     return states
+
+
+def fed(inputs: Mapping[str, Array]) -> dict[str, Any]:
+    """Return arrays as `InferenceSession.run` takes them, which refuses bf16 ones."""
+    module = ort.load()
+    return {
+        name: ort.host_value(module, np.ascontiguousarray(array)) if array.dtype.name == "bfloat16" else array
+        for name, array in inputs.items()
+    }
 
 
 def open_unoptimized(model: ir.Model, folder: Path | None = None) -> Any:

@@ -20,8 +20,8 @@ from v4graph.passes.facts import LAYER_PREFIX, custom_nodes, plain_name
 from v4graph.passes.inline_layers import InlineLayers
 from v4graph.passes.keep_layers import KeepLayers
 from v4graph.passes.run import Pass, PassReport, apply
-from v4graph.verify.graph_runner import open_unoptimized
-from v4graph.verify.random_inputs import Array, Sizes, random_inputs
+from v4graph.verify.graph_runner import fed, open_unoptimized
+from v4graph.verify.random_inputs import Array, Sizes, random_inputs, widened
 from v4graph.verify.selections import TOPK, force_selections
 from v4graph.verify.twin import float32_twin
 
@@ -122,7 +122,7 @@ class PassChecker:
 
     def _error(self, name: str, node: ir.Node, found: str, values: Mapping[str, Array]) -> PassError:
         given = {
-            str(value.name): values[str(value.name)]
+            str(value.name): widened(values[str(value.name)])
             for value in node.inputs
             if value is not None and str(value.name) in values
         }
@@ -258,7 +258,7 @@ def _prepared(model: ir.Model) -> Callable[[Mapping[str, Array]], Arrays]:
     wanted = {value.name for value in session.get_inputs()}
 
     def call(inputs: Mapping[str, Array]) -> Arrays:
-        found = session.run(names, {key: array for key, array in inputs.items() if key in wanted})
+        found = session.run(names, fed({key: array for key, array in inputs.items() if key in wanted}))
         return dict(zip(names, found, strict=True))
 
     return call

@@ -28,6 +28,11 @@ class Sizes:
         return {"B": len(self.start), "S": self.tokens}.get(dim) or self.capacity // int(dim[1:])
 
 
+def widened(array: Array) -> Array:
+    """Return a bf16 array in float32, which every reader of numpy's files knows; others as they are."""
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
 def random_inputs(
     ports: Mapping[str, tuple[str, tuple[int | str, ...]]], sizes: Sizes, seed: int = 0
 ) -> dict[str, Array]:

@@ -21,6 +21,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass
 
 from v4graph.errors import EngineError, V4GraphError
+from v4graph.numerics import BF16
 from v4graph.ops import DOMAIN, OPS_BY_NAME, OPSET, OpSpec
 from v4graph.ops.tolerance import mismatch
 from v4graph.verify.bisect import Culprit, reference
@@ -59,14 +60,18 @@ class Repro:
 
     def save(self, path: Path) -> None:
         """Write the file under a temporary name, then rename it."""
+        arrays: dict[str, Any] = {f"given.{name}": array for name, array in self.given.items()}
+        arrays |= {f"read.{name}": array for name, array in self.read.items()}
+        # numpy's files know no bf16.
+        narrow = [name for name, array in arrays.items() if array.dtype.name == "bfloat16"]
+        arrays |= {name: arrays[name].view(np.uint16) for name in narrow}
         meta = {
             "op": self.spec.name,
             "version": self.spec.version,
             "place": self.place,
             "attributes": self.attributes,
+            "bfloat16": narrow,
         }
-        arrays: dict[str, Any] = {f"given.{name}": array for name, array in self.given.items()}
-        arrays |= {f"read.{name}": array for name, array in self.read.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
         with partial.open("wb") as file:
@@ -86,6 +91,7 @@ class Repro:
             with np.load(path) as archive:
                 meta = json.loads(str(archive["meta"]))
                 arrays = {name: archive[name] for name in archive.files}
+            arrays |= {name: arrays[name].view(BF16) for name in meta.get("bfloat16", ())}
             spec = OPS_BY_NAME[meta["op"]]
         except (OSError, ValueError, KeyError) as error:
             raise V4GraphError(
@@ -158,7 +164,7 @@ def _one_call(source: ir.Model, node: ir.Node, spec: OpSpec, read: Inputs) -> by
     alone = ir.Node(DOMAIN, node.op_type, inputs, node.attributes.values(), num_outputs=len(spec.outputs))
     for port, value in zip(spec.outputs, alone.outputs, strict=True):
         value.name = f"out.{port.name}"
-        dtype = "float32" if "bfloat16" in port.dtypes else port.dtypes[0]
+        dtype = "float32" if port.is_float else port.dtypes[0]
         value.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(dtype)))
         value.shape = ir.Shape([None] * len(port.dims))
     for port, value in zip(spec.inputs, inputs, strict=True):

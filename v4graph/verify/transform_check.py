@@ -27,7 +27,7 @@ def check_layers(before: ir.Model, after: ir.Model, sizes: Sizes | None = None) 
     apply(KeepLayers(prefix or kept[:1]), first)
     for model in (first, second):
         float32_twin(model)
-    inputs = random_inputs(model_inputs(before, after), sizes)
+    inputs = random_inputs(model_inputs(first, second), sizes)
     one, other = run(first, inputs), run(second, inputs)
     common = [name for name in one if name.startswith("next.") and name in other]
     for name in common if prefix else ():

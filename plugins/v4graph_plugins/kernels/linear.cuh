@@ -11,6 +11,7 @@ struct Product {
   const bf16* x;
   const void *weight, *scale;
   int T, O, K, scale_bytes, groups;
+  int split = WARPS;           // warps that share the columns of 16 rows; few tokens only
   const bf16* norm = nullptr;  // weight of the norm, where PREPARE has one
   float eps = 0.f;
 
@@ -35,12 +36,26 @@ DEVICE uint4 prepare_eight(uint4 raw) {
 // How activations are prepared in the multiplying block: in pair order, and there rounded to FP8, or normed and rounded.
 enum class Prepare { NOTHING, ORDER, ROUND, NORM };
 
-// One over the root mean square of each of up to 8 tokens, a warp each.
-DEVICE void token_scales(const Product& p, float* scales) {
+// Begin to copy the rows of T tokens of a group, and the norm's weight as one row more, to shared memory; rows are
+// padded to where neighbouring ones do not share banks. Before the weights are asked for: what an SM asks for comes
+// back in order, and the rows are needed first.
+template <Prepare PREPARE>
+DEVICE void fetch_shared(const Product& p, int group) {
+  bf16* shared = reinterpret_cast<bf16*>(shared_memory());
+  const int parts = p.K / 8, total = (p.T + (PREPARE == Prepare::NORM)) * parts;
+  for (int i = threadIdx.x; i < total; i += blockDim.x) {
+    const int token = i / parts, part = i % parts;
+    cp_async16(shared + token * (p.K + 32) + 8 * part, (token < p.T ? p.row(token, group) : p.norm) + 8 * part);
+  }
+  cp_async_commit();
+}
+
+// One over the root mean square of each of up to 8 tokens in shared memory, a warp each.
+DEVICE void token_scales(const Product& p, const bf16* rows, float* scales) {
   const int token = threadIdx.x / 32, lane = threadIdx.x % 32;
   float square = 0.f;
   for (int at = lane * 8; at < p.K && token < p.T; at += 256) {
-    const Floats8 v = unpack8(load16(p.row(token, 0) + at));
+    const Floats8 v = unpack8(load16(rows + token * (p.K + 32) + at));
     for (int i = 0; i < 8; ++i) square += v.v[i] * v.v[i];
   }
   square = warp_sum(square);
@@ -55,33 +70,45 @@ DEVICE uint4 norm_eight(uint4 raw, float scale, const bf16* weight) {
   return pack8(v);
 }
 
-// Rows of T tokens of a group in shared memory, prepared; padded to where neighbouring rows do not share banks.
+// Bytes of shared memory that the rows take.
+template <Prepare PREPARE>
+DEVICE long prepared_bytes(const Product& p) {
+  return PREPARE == Prepare::NOTHING ? 0 : long(p.T + (PREPARE == Prepare::NORM)) * (p.K + 32) * 2;
+}
+
+// Prepare the fetched rows where they lie, each thread the pieces that it copied.
 // NORM: for 8 tokens at most and one group; their scales take the room of the sums that follow.
 template <Prepare PREPARE>
-DEVICE void prepare_shared(const Product& p, int group) {
+DEVICE void prepare_shared(const Product& p) {
   bf16* shared = reinterpret_cast<bf16*>(shared_memory());
-  float* scales = reinterpret_cast<float*>(shared_memory() + long(p.T) * (p.K + 32) * 2);
-  if (PREPARE == Prepare::NORM) token_scales(p, scales);
+  const bf16* gain = shared + p.T * (p.K + 32);
+  float* scales = reinterpret_cast<float*>(shared_memory() + prepared_bytes<PREPARE>(p));
+  cp_async_wait<0>();
+  if (PREPARE == Prepare::NORM) {
+    __syncthreads();
+    token_scales(p, shared, scales);
+  }
   const int parts = p.K / 8, total = p.T * parts;
   for (int base = 0; base < total; base += blockDim.x) {  // 16 lanes round a block together, so none may be missing
     const int i = base + threadIdx.x, token = i / parts, part = i % parts;
-    uint4 value = i < total ? load16(p.row(token, group) + 8 * part) : make_uint4(0, 0, 0, 0);
-    if (PREPARE == Prepare::NORM && i < total) value = norm_eight(value, scales[token], p.norm + 8 * part);
+    bf16* mine = shared + token * (p.K + 32) + 8 * part;
+    uint4 value = i < total ? load16(mine) : make_uint4(0, 0, 0, 0);
+    if (PREPARE == Prepare::NORM && i < total) value = norm_eight(value, scales[token], gain + 8 * part);
     value = prepare_eight<PREPARE != Prepare::ORDER>(value);
-    if (i < total) store16(shared + token * (p.K + 32) + 8 * part, value);
+    if (i < total) store16(mine, value);
   }
   __syncthreads();
 }
 
-// Few tokens (at most 8 * NT): a block takes 16 weight rows of a group, and its warps share the columns.
-// The block takes rows number `rows_of_16` of the group blockIdx.y. Shared memory: T * (K + 32) bf16 where PREPARE, then WARPS * 8*NT * 16
-// floats.
+// Few tokens (at most 8 * NT): teams of `split` warps take 16 weight rows of a group each and share the columns. The
+// block takes rows number `block` of the group blockIdx.y, 16 * WARPS / split of them. Shared memory: the prepared
+// rows, then WARPS * 8*NT * 16 floats.
 template <Format F, int NT, Prepare PREPARE, class Out>
-DEVICE void few_tokens(const Product& p, Out* y, int rows_of_16 = blockIdx.x) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = blockIdx.y;
-  const int group_rows = p.O / p.groups, row0 = group * group_rows + rows_of_16 * 16;
-  const int rows_here = min(16, group_rows - rows_of_16 * 16);
+DEVICE void few_tokens(const Product& p, Out* y, int block = blockIdx.x) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = blockIdx.y, teams = WARPS / p.split;
+  const int group_rows = p.O / p.groups, block_row = block * teams * 16, row0 = group * group_rows + block_row;
   bf16* shared_rows = reinterpret_cast<bf16*>(shared_memory());
+  if (PREPARE != Prepare::NOTHING) fetch_shared<PREPARE>(p, group);
   const bf16* tokens[NT];
 #pragma unroll
   for (int n = 0; n < NT; ++n) {
@@ -89,14 +116,13 @@ DEVICE void few_tokens(const Product& p, Out* y, int rows_of_16 = blockIdx.x) {
     tokens[n] = PREPARE == Prepare::NOTHING ? p.row(token, group) : shared_rows + token * (p.K + 32);
   }
   RowsLane<F> from[1];
-  from[0].point(p.weights(), row0);
+  from[0].point(p.weights(), row0 + warp / p.split * 16);
   float sums[1][NT][4] = {};
   constexpr int AHEAD = NT > 1 || F == Format::BF16 ? 1 : 3;
-  multiply_few<F, AHEAD, 1, NT>(sums, from, tokens, warp, WARPS, p.K / 128, [&] {
-    if (PREPARE != Prepare::NOTHING) prepare_shared<PREPARE>(p, group);
+  multiply_few<F, AHEAD, 1, NT>(sums, from, tokens, warp % p.split, p.split, p.K / 128, [&] {
+    if (PREPARE != Prepare::NOTHING) prepare_shared<PREPARE>(p);
   });
-  const long used = PREPARE == Prepare::NOTHING ? 0 : long(p.T) * (p.K + 32) * 2;
-  float* shared = reinterpret_cast<float*>(shared_memory() + used);  // [warp][token][row]
+  float* shared = reinterpret_cast<float*>(shared_memory() + prepared_bytes<PREPARE>(p));  // [warp][token][row]
   constexpr int PART = 8 * NT * 16;
 #pragma unroll
   for (int n = 0; n < NT; ++n) {
@@ -106,10 +132,12 @@ DEVICE void few_tokens(const Product& p, Out* y, int rows_of_16 = blockIdx.x) {
     }
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < p.T * 16; i += blockDim.x) {
+  for (int i = threadIdx.x; i < p.T * teams * 16; i += blockDim.x) {
+    const int row = i % (teams * 16), token = i / (teams * 16);
+    const float* parts = shared + row / 16 * p.split * PART + token * 16 + row % 16;
     float sum = 0.f;
-    for (int w = 0; w < WARPS; ++w) sum += shared[w * PART + i];
-    if (i % 16 < rows_here) store_value(y + long(i / 16) * p.O + row0 + i % 16, sum);
+    for (int w = 0; w < p.split; ++w) sum += parts[w * PART];
+    if (block_row + row < group_rows) store_value(y + long(token) * p.O + row0 + row, sum);
   }
 }
 

@@ -1,5 +1,4 @@
-// The experts where each has few rows (decode): a matrix is read once for up to 8 or 32 rows, or for the one token
-// there is. Source: spec section 3.
+// The experts where each has few rows (decode): a matrix is read once for up to 8 or 32 rows. Source: spec section 3.
 #include "moe_experts.cuh"
 
 constexpr int UP_WARPS = 4;    // share the channels of 16 rows of w1 and of w3
@@ -31,14 +30,6 @@ DEVICE void up_sums(float (&sums)[2][NT][4], const Matrices& w1, const Matrices&
   from[1].point(expert_weights<F>(w3, expert, width, D), row0);
   constexpr int AHEAD = F == Format::FP4 && NT == 1 ? 2 : 1;
   multiply_few<F, AHEAD, 2, NT>(sums, from, rows, threadIdx.x / 32, UP_WARPS, D / 128, [] {});
-}
-
-// Store one activation. Quantised forms round to bf16 where the reference does, the float form nowhere.
-template <Format F>
-DEVICE void store_inner(bf16* row, int column, int width, float gate, float value, float gain, float limit) {
-  const float y = swiglu(round_as<F>(gate), round_as<F>(value), gain, limit), high = round_bf16(y);
-  row[column] = to_bf16(high);
-  if (F == Format::BF16) row[width + column] = to_bf16(y - high);
 }
 
 // Gate and value of the tile's tokens from the sums of the block's warps, and the activation.
@@ -75,7 +66,7 @@ DEVICE void store_up(const Up& p, const Tile& tile, const float (&sums)[2][NT][4
 // grid: 16 channels of the inner product in x, tiles in y.
 template <Format F, int TOKENS>
 DEVICE void up(const Up& p) {
-  constexpr int NT = (TOKENS + 7) / 8;
+  constexpr int NT = TOKENS / 8;
   const Tile tile = pick_tile(p.tiles, blockIdx.y, p.T, TOKENS);
   const int width = tile.always ? p.Is : p.I, row0 = blockIdx.x * 16;
   if (tile.count == 0 || row0 >= width) return;
@@ -103,17 +94,17 @@ struct Down {
   int T, D, I, Is;
 };
 
-// Products with 16 rows of w2 over the blocks first, first + step, ...
+// Products with 16 rows of w2.
 template <Format F, int NT, class Ready>
 DEVICE void down_sums(float (&sums)[1][NT][4], const Matrices& w2, int expert, int D, int width, int row0,
-                      const bf16* (&rows)[NT], int first, int step, Ready ready) {
+                      const bf16* (&rows)[NT], Ready ready) {
   RowsLane<F> from[1];
   from[0].point(expert_weights<F>(w2, expert, D, width), row0);
   constexpr int AHEAD = F == Format::BF16 || NT > 1 ? 1 : F == Format::FP8 ? 2 : 3;
-  multiply_few<F, AHEAD, 1, NT>(sums, from, rows, first, step, width / 128, ready);
+  multiply_few<F, AHEAD, 1, NT>(sums, from, rows, 0, 1, width / 128, ready);
   if constexpr (F == Format::BF16) {
     for (int n = 0; n < NT; ++n) rows[n] += width;  // the second halves of the values
-    multiply_few<F, AHEAD, 1, NT>(sums, from, rows, first, step, width / 128, [] {});
+    multiply_few<F, AHEAD, 1, NT>(sums, from, rows, 0, 1, width / 128, [] {});
   }
 }
 
@@ -151,9 +142,9 @@ DEVICE void down(const Down<Out>& p) {
   };
   float sums[1][NT][4] = {};
   if (F != ALWAYS<F> && tile.always) {
-    down_sums<ALWAYS<F>, NT>(sums, p.s2, 0, p.D, width, row0, rows, 0, 1, ready);
+    down_sums<ALWAYS<F>, NT>(sums, p.s2, 0, p.D, width, row0, rows, ready);
   } else {
-    down_sums<F, NT>(sums, tile.always ? p.s2 : p.w2, tile.expert, p.D, width, row0, rows, 0, 1, ready);
+    down_sums<F, NT>(sums, tile.always ? p.s2 : p.w2, tile.expert, p.D, width, row0, rows, ready);
   }
   Out* out = tile.always ? p.shared : p.routed;
 #pragma unroll
@@ -164,52 +155,6 @@ DEVICE void down(const Down<Out>& p) {
       if (token < tile.count) store_one(out + (tile.first + token) * long(p.D) + row, sums[0][n][i]);
     }
   }
-}
-
-// The only token: down projections of all its experts and their sum. A block takes 16 channels of y; two warps share
-// the shared expert (its matrices are larger), the others take an expert at a time. Shared memory: (K + 2) * 16
-// floats, then in quantised forms Is + K * I bf16.
-template <Format F>
-DEVICE void down_one(const Down<bf16>& p, bf16* y, int K) {
-  float* parts = reinterpret_cast<float*>(shared_memory());
-  bf16* shared = reinterpret_cast<bf16*>(parts + (K + 2) * 16);
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row0 = blockIdx.x * 16;
-  const bf16* inner = F == Format::BF16 ? p.inner : shared;
-  const auto round = [&] {
-    if (F == Format::BF16) return;
-    round_rows(shared, p.inner, 1, p.Is + K * p.I, 0);
-    __syncthreads();
-  };
-  const auto keep = [&](const float(&sums)[1][1][4], int part) {
-    if (lane % 4) return;
-    parts[part * 16 + lane / 4] = sums[0][0][0];
-    parts[part * 16 + lane / 4 + 8] = sums[0][0][2];
-  };
-  if (warp < 2) {
-    float sums[1][1][4] = {};
-    const bf16* rows[1] = {inner};
-    down_sums<ALWAYS<F>, 1>(sums, p.s2, 0, p.D, p.Is, row0, rows, warp, 2, round);
-    keep(sums, warp);
-  }
-  for (int k = warp - 2; k >= 0 && (k < K || k < 6); k += 6) {
-    const int4 tile = k < K ? p.tiles[k] : make_int4(0, 0, 0, 0);
-    float sums[1][1][4] = {};
-    const bf16* rows[1] = {inner + (p.Is + tile.y * p.I) * PARTS<F>};
-    const auto ready = [&] {
-      if (k < 6) round();  // once, by all warps
-    };
-    if (tile.z) {
-      down_sums<F, 1>(sums, p.w2, tile.x, p.D, p.I, row0, rows, 0, 1, ready);
-    } else {
-      ready();
-    }
-    if (k < K) keep(sums, 2 + k);
-  }
-  __syncthreads();
-  if (threadIdx.x >= 16) return;
-  float sum = round_as<F>(parts[threadIdx.x] + parts[16 + threadIdx.x]);
-  for (int k = 0; k < K; ++k) sum += round_as<F>(parts[(2 + k) * 16 + threadIdx.x]);
-  y[row0 + threadIdx.x] = to_bf16(sum);
 }
 
 #define V4_MOE_UP(name, format, tokens)                                                                                \
@@ -230,29 +175,15 @@ DEVICE void down_one(const Down<bf16>& p, bf16* y, int K) {
         {inner, tiles, {w2, w2_scale, w_bytes}, {s2, s2_scale, s_bytes}, routed, shared, T, D, I, Is});    \
   }
 
-#define V4_MOE_DOWN_ONE(name, format)                                                                              \
-  V4_KERNEL(name, 256, 2, const bf16* inner, const int4* tiles, const void* w2,                \
-            const void* w2_scale, int w_bytes, const void* s2, const void* s2_scale, int s_bytes, bf16* y, int K,  \
-            int D, int I, int Is) {                                                                                \
-    down_one<Format::format>(                                                                                   \
-        {inner, tiles, {w2, w2_scale, w_bytes}, {s2, s2_scale, s_bytes}, y, y, 1, D, I, Is}, y, K);        \
-  }
-
-V4_MOE_UP(v4_moe_fp4_up_1, FP4, 1)
 V4_MOE_UP(v4_moe_fp4_up_8, FP4, 8)
 V4_MOE_UP(v4_moe_fp4_up_32, FP4, 32)
-V4_MOE_DOWN_ONE(v4_moe_fp4_down_1, FP4)
 V4_MOE_DOWN(v4_moe_fp4_down_8, FP4, 8, bf16)
 V4_MOE_DOWN(v4_moe_fp4_down_32, FP4, 32, bf16)
-V4_MOE_UP(v4_moe_fp8_up_1, FP8, 1)
 V4_MOE_UP(v4_moe_fp8_up_8, FP8, 8)
 V4_MOE_UP(v4_moe_fp8_up_32, FP8, 32)
-V4_MOE_DOWN_ONE(v4_moe_fp8_down_1, FP8)
 V4_MOE_DOWN(v4_moe_fp8_down_8, FP8, 8, bf16)
 V4_MOE_DOWN(v4_moe_fp8_down_32, FP8, 32, bf16)
-V4_MOE_UP(v4_moe_float_up_1, BF16, 1)
 V4_MOE_UP(v4_moe_float_up_8, BF16, 8)
 V4_MOE_UP(v4_moe_float_up_32, BF16, 32)
-V4_MOE_DOWN_ONE(v4_moe_float_down_1, BF16)
 V4_MOE_DOWN(v4_moe_float_down_8, BF16, 8, float)
 V4_MOE_DOWN(v4_moe_float_down_32, BF16, 32, float)

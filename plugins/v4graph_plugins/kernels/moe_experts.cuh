@@ -75,3 +75,11 @@ DEVICE T* inner_row(T* inner, const Tile& tile, long row, int tokens, int I, int
   const long values = tile.always ? row * Is : long(tokens) * Is + row * I;
   return inner + values * PARTS<F>;
 }
+
+// Store one activation. Quantised forms round to bf16 where the reference does, the float form nowhere.
+template <Format F>
+DEVICE void store_inner(bf16* row, int column, int width, float gate, float value, float gain, float limit) {
+  const float y = swiglu(round_as<F>(gate), round_as<F>(value), gain, limit), high = round_bf16(y);
+  row[column] = to_bf16(high);
+  if (F == Format::BF16) row[width + column] = to_bf16(y - high);
+}

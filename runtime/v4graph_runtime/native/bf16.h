@@ -122,13 +122,14 @@ inline void stream_fp8(const Fp8Decoder& decoder, const Matrix& w, int64_t row, 
     V sum[R];
     for (int r = 0; r < R; ++r) sum[r] = V{};
     const uint8_t* p = w.row(row);
-    const int64_t step = w.columns, ahead = prefetch_distance(R, step);
+    const int64_t step = w.columns;
     for (int64_t k = 0; k < step; k += 64) {
+        const uint8_t* next = p + fetch_at(R, step, k);
         __m512i a = _mm512_loadu_si512(x + k), b = _mm512_loadu_si512(x + k + 32);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
             __m512i first, second;
-            _mm_prefetch(reinterpret_cast<const char*>(p + r * step + k + ahead), _MM_HINT_T0);
+            _mm_prefetch(reinterpret_cast<const char*>(next + r * step), _MM_HINT_T0);
             decoder.pair(p + r * step + k, first, second);
             sum[r] = dot_bf16(dot_bf16(sum[r], first, a), second, b);
         }
@@ -140,14 +141,15 @@ template <int R>
 inline void stream_fp4(const Fp4Decoder& decoder, const Matrix& w, int64_t row, const uint16_t* x, float* y) {
     V sum[R];
     for (int r = 0; r < R; ++r) sum[r] = V{};
-    const int64_t step = w.columns / 2, scales = w.columns / 32, ahead = prefetch_distance(R, step);
+    const int64_t step = w.columns / 2, scales = w.columns / 32;
     const uint8_t *p = w.row(row), *s = w.scale + row * scales;
     for (int64_t k = 0; k < w.columns; k += 64) {
+        const uint8_t* next = p + fetch_at(R, step, k / 2);
         __m512i a = _mm512_loadu_si512(x + k), b = _mm512_loadu_si512(x + k + 32);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
             __m512i first, second;
-            _mm_prefetch(reinterpret_cast<const char*>(p + r * step + k / 2 + ahead), _MM_HINT_T0);
+            _mm_prefetch(reinterpret_cast<const char*>(next + r * step), _MM_HINT_T0);
             decoder.pair(p + r * step + k / 2, s + r * scales + k / 32, first, second);
             sum[r] = dot_bf16(dot_bf16(sum[r], first, a), second, b);
         }

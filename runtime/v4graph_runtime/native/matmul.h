@@ -90,9 +90,8 @@ inline void stream_f32(const Matrix& w, int64_t row, const float* x, float* y) {
     V total[R];
     for (int r = 0; r < R; ++r) total[r] = V{};
     const uint8_t* p = w.row(row);
-    const int64_t step = w.row_bytes(), ahead = prefetch_distance(R, step);
+    const int64_t step = w.row_bytes();
     if constexpr (F::quantised) {
-        (void)ahead;
         for (int64_t k = 0; k < w.columns; k += 32) {
             float scale[R];
             for (int r = 0; r < R; ++r)
@@ -103,15 +102,19 @@ inline void stream_f32(const Matrix& w, int64_t row, const float* x, float* y) {
             }
         }
     } else {
+        constexpr int kLine = 64 / static_cast<int>(F::bytes(W));  // vectors of a cache line
         int64_t k = 0;
-        for (; k + W <= w.columns; k += W) {
-            V a = load(x + k);
+        for (; k + kLine * W <= w.columns; k += kLine * W) {
+            const uint8_t* next = p + fetch_at(R, step, F::bytes(k));
 #pragma GCC unroll 8
             for (int r = 0; r < R; ++r) {
-                __builtin_prefetch(p + r * step + F::bytes(k) + ahead);
-                total[r] += a * F::read(p + r * step, k);
+                __builtin_prefetch(next + r * step);
+#pragma GCC unroll 8
+                for (int i = 0; i < kLine; ++i) total[r] += load(x + k + i * W) * F::read(p + r * step, k + i * W);
             }
         }
+        for (; k + W <= w.columns; k += W)
+            for (int r = 0; r < R; ++r) total[r] += load(x + k) * F::read(p + r * step, k);
         if (k < w.columns) {
             V a = load(x + k);
             for (int r = 0; r < R; ++r) {

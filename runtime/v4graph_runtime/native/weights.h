@@ -57,7 +57,8 @@ constexpr int64_t kTile = 32;  // rows of a tile; divides 128
 
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// How far ahead `rows` rows that are read together are fetched: along a long row, else the next rows.
-inline int64_t prefetch_distance(int64_t rows, int64_t row_bytes) {
-    return row_bytes > 2048 ? 2048 : rows * row_bytes;
+// What to fetch while byte `at` of `rows` rows is read together: 2048 bytes on, or as far on in the next rows.
+inline int64_t fetch_at(int64_t rows, int64_t row_bytes, int64_t at) {
+    const int64_t next = at + std::min<int64_t>(2048, row_bytes);
+    return next < row_bytes ? next : next + (rows - 1) * row_bytes;
 }
