@@ -1,8 +1,9 @@
 """Launch plan of the indexer.
 
 Many tokens: queries are prepared once, scores go through workspace (at most 256 MB of them, or one tile of
-tokens, at a time), and a block selects for a token. Few tokens: queries are prepared in the blocks that score,
-and blocks share a token's selection; where its entries may be too many to rank, after a histogram and a list.
+tokens, at a time), and a block selects for a token. Few tokens: queries are prepared in the blocks that
+score, and blocks share a token's selection; where its entries may be too many to rank, after a histogram and
+a list.
 """
 
 from __future__ import annotations
