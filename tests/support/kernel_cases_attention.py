@@ -44,6 +44,7 @@ def cases() -> Iterator[KernelCase]:
         yield KernelCase(OpCase("V4WindowAttention", sizes, narrow, start, num))
     yield from _compressed(window)
     yield from _selected(window)
+    yield from _wide(narrow, window)
 
 
 def _compressed(window: dict[str, float]) -> Iterator[KernelCase]:
@@ -66,3 +67,21 @@ def _selected(window: dict[str, float]) -> Iterator[KernelCase]:
     yield KernelCase(OpCase(op, sizes, window, (130,), (2,)))
     yield KernelCase(OpCase(op, sizes, window, (0,), (2,)), "nothing_selected", _nothing_selected)
     yield KernelCase(OpCase(op, sizes, window, (64,), (1,)), "holes", _holes)
+
+
+def _wide(narrow: dict[str, float], window: dict[str, float]) -> Iterator[KernelCase]:
+    """Yield calls of many tokens and heads: 64 heads a block, runs of one to four tokens, the last shorter."""
+    sizes = {"S": 67, "H": 36, "L": 16, **WIDTH}
+    yield KernelCase(OpCase("V4WindowAttention", sizes, narrow, (3, 250, 0, 17), (67, 41, 0, 5)))
+    # Decode of many slots: the ring is updated by the same launch. Windows that wrap it, idle slots, 3 x 64 heads.
+    starts = (0, 5, 31, 126, 127, 128, 135, 300, *range(9))
+    sizes = {"S": 2, "H": 130, "L": 136, **WIDTH}
+    yield KernelCase(OpCase("V4WindowAttention", sizes, window, starts, (2, 1, 2, 2, 1, 2, 2, 2) + (0,) * 9))
+    op = "V4CompressedAttention"
+    sizes = {"S": 99, "H": 64, "L": 16, "N": 30, **WIDTH}
+    yield KernelCase(OpCase(op, sizes, {"ratio": 4, **narrow}, (20,), (98,)))
+    op = "V4SelectedAttention"
+    sizes = {"S": 50, "H": 40, "L": 16, "N": 90, "K": 70, **WIDTH}
+    yield KernelCase(OpCase(op, sizes, narrow, (0, 133), (50, 31)))
+    yield KernelCase(OpCase(op, sizes, narrow, (9, 40), (50, 50)), "holes", _holes)
+    yield KernelCase(OpCase(op, sizes, narrow, (9, 0), (50, 0)), "nothing_selected", _nothing_selected)

@@ -68,13 +68,17 @@ DEVICE void decode_e2m1(unsigned word, unsigned (&pairs)[4]) {
   }
 }
 
-// Rotate an interleaved pair by position * frequency; `direction` 1, or -1 to rotate back.
-DEVICE void rotate(float& even, float& odd, int position, float frequency, float direction = 1.f) {
-  const float angle = static_cast<float>(position) * frequency;
-  const float c = cosf(angle), s = sinf(angle) * direction;
+// Rotate an interleaved pair by the angle of cosine c and sine s.
+DEVICE void rotate_by(float& even, float& odd, float c, float s) {
   const float turned = even * c - odd * s;
   odd = even * s + odd * c;
   even = turned;
+}
+
+// Rotate an interleaved pair by position * frequency; `direction` 1, or -1 to rotate back.
+DEVICE void rotate(float& even, float& odd, int position, float frequency, float direction = 1.f) {
+  const float angle = static_cast<float>(position) * frequency;
+  rotate_by(even, odd, cosf(angle), sinf(angle) * direction);
 }
 
 // Walsh-Hadamard transform of 128 channels and 128^-0.5; lane l holds channels 4l .. 4l+3.
