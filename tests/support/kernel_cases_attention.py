@@ -70,10 +70,10 @@ def _selected(window: dict[str, float]) -> Iterator[KernelCase]:
 
 
 def _wide(narrow: dict[str, float], window: dict[str, float]) -> Iterator[KernelCase]:
-    """Yield calls of many tokens and heads: 64 heads a block, runs of one to four tokens, the last shorter."""
+    """Yield calls of many tokens and heads: 64 heads a block, runs of tokens, the last of them shorter."""
     sizes = {"S": 67, "H": 36, "L": 16, **WIDTH}
     yield KernelCase(OpCase("V4WindowAttention", sizes, narrow, (3, 250, 0, 17), (67, 41, 0, 5)))
-    # Decode of many slots: the ring is updated by the same launch. Windows that wrap it, idle slots, 3 x 64 heads.
+    # Decode of many slots: the same launch updates the ring. Windows that wrap it, idle slots, 3 x 64 heads.
     starts = (0, 5, 31, 126, 127, 128, 135, 300, *range(9))
     sizes = {"S": 2, "H": 130, "L": 136, **WIDTH}
     yield KernelCase(OpCase("V4WindowAttention", sizes, window, starts, (2, 1, 2, 2, 1, 2, 2, 2) + (0,) * 9))

@@ -1,8 +1,8 @@
 """Launch plans of the three attentions.
 
-Many tokens with many heads: a block attends 64 heads of up to four tokens, one after the other. Else it attends
-one token with 16 or 32 heads. Where that leaves SMs idle, the keys are split over more blocks, and a second
-kernel adds their sums up.
+Many tokens with many heads: a block attends 64 heads of up to four tokens, one after the other. Else it
+attends one token with 16 or 32 heads. Where that leaves SMs idle, the keys are split over more blocks, and a
+second kernel adds their sums up.
 """
 
 from __future__ import annotations

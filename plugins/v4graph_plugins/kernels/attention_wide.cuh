@@ -15,7 +15,7 @@ constexpr float GROWTH = 8.f;   // a peak stays until scores pass it by this pow
 // rows that ldmatrix reads at once lie in different banks.
 struct Shared {
   bf16* tiles;        // [STAGES][TILE][HEAD]
-  float4* sums;       // [16 keys][warp that adds up][warp that sends][lane]
+  float4* sums;       // [16 keys][warp that adds up][the other three of its heads][lane]
   bf16* p;            // [HEADS][TILE]
   float *factor, *last;  // [HEADS]: of the sums before this tile; of the sums when all is added
   float* sinks;       // [HEADS], in powers of two
@@ -50,9 +50,9 @@ struct Shared {
     return tiles + (stage * TILE + key) * HEAD + (part ^ (key & 7)) * 8;
   }
   DEVICE bf16* p_part(int head, int part) const { return p + head * TILE + (part ^ (head >> 1 & 3)) * 8; }
-  // Where warp `from` leaves sums of 16 keys for warp `to` of the same heads.
-  DEVICE float4* swap(int half, int to, int from) const {
-    return sums + ((half * 8 + to) * 3 + ((from - to - 1) & 3)) * 32 + threadIdx.x % 32;
+  // Where warp `to` gets sums of 16 keys from another warp of the same heads: the three others, in order.
+  DEVICE float4* swap(int half, int to, int other) const {
+    return sums + ((half * 8 + to) * 3 + other) * 32 + threadIdx.x % 32;
   }
 };
 
@@ -168,7 +168,7 @@ DEVICE void score_tile(const Shared& shared, const Queries& q, int stage, float4
       const float *low = sum[i / 2][0] + i % 2 * 2, *high = sum[i / 2][1] + i % 2 * 2;
       const float4 sums = {low[0], low[1], high[0], high[1]};
       if (i != quarter) {
-        *shared.swap(half, warp - quarter + i, warp) = sums;
+        *shared.swap(half, warp / 4 * 4 + i, quarter - (quarter > i)) = sums;
       } else if (half == 0) {
         *kept_sums(shared) = sums;
       } else {
@@ -185,8 +185,8 @@ DEVICE void gather_scores(const Shared& shared, float4 own, int number, float sc
   for (int half = 0; half < 2; ++half) {
     float4 sum = half ? own : *kept_sums(shared);
 #pragma unroll
-    for (int other = 1; other < 4; ++other) {
-      const float4 more = *shared.swap(half, warp, warp + other);
+    for (int other = 0; other < 3; ++other) {
+      const float4 more = *shared.swap(half, warp, other);
       sum = {sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w};
     }
     const unsigned there = shared.there[number % LISTS] >> (half * 16 + lane % 4 * 2);
