@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from kernel_run import Inputs, KernelCase
 from op_cases import OpCase
 
@@ -18,6 +19,12 @@ def _nothing_selected(inputs: Inputs) -> None:
 def _holes(inputs: Inputs) -> None:
     """Missing entries between those that are there."""
     inputs["rows"][..., ::3] = -1
+
+
+def _few_long(inputs: Inputs) -> None:
+    """Only the first tokens have entries, and all of them."""
+    inputs["rows"][:, :3] = torch.arange(inputs["rows"].shape[2]).int()
+    inputs["rows"][:, 3:] = -1
 
 
 def _near_wrap() -> Iterator[tuple[int, tuple[int, ...], tuple[int, ...]]]:
@@ -85,3 +92,6 @@ def _wide(narrow: dict[str, float], window: dict[str, float]) -> Iterator[Kernel
     yield KernelCase(OpCase(op, sizes, narrow, (0, 133), (50, 31)))
     yield KernelCase(OpCase(op, sizes, narrow, (9, 40), (50, 50)), "holes", _holes)
     yield KernelCase(OpCase(op, sizes, narrow, (9, 0), (50, 0)), "nothing_selected", _nothing_selected)
+    # More tiles a run than are listed at a time.
+    sizes = {"S": 134, "H": 40, "L": 16, "N": 310, "K": 300, **WIDTH}
+    yield KernelCase(OpCase(op, sizes, narrow, (0,), (134,)), "few_long", _few_long)

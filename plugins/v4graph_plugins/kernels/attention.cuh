@@ -6,6 +6,8 @@
 #pragma once
 #include "attention_keys.cuh"
 
+constexpr int LISTS = 4;  // tiles whose rows are listed
+
 // Shared memory, in this order. Rows of keys and of P are stored with their 16-byte parts permuted, so that the eight
 // rows that ldmatrix reads at once lie in different banks.
 template <int HM>

@@ -7,7 +7,6 @@ constexpr int HEAD = 512;
 constexpr int ROTATED = 64;
 constexpr int TILE = 32;      // keys of a tile
 constexpr int STAGES = 2;     // tiles in shared memory
-constexpr int LISTS = 4;      // tiles whose rows are listed
 constexpr int THREADS = 256;
 constexpr float NONE = -INFINITY;
 
@@ -18,13 +17,17 @@ struct Keys {
   int S, L, N, K, window, ratio;
 };
 
-// The keys of one query, in order: the window's positions, then cache entries.
-struct KeyList {
-  const Keys& from;
+// The keys of one query: the window's positions from `first` on, then cache entries.
+struct Span {
   int batch, token, start, first, near, count;
+};
 
-  DEVICE KeyList(const Keys& keys, int token, int start)
-      : from(keys), batch(token / keys.S), token(token), start(start) {
+// The same, in order.
+struct KeyList : Span {
+  const Keys& from;
+
+  DEVICE KeyList(const Keys& keys, const Span& span) : Span(span), from(keys) {}
+  DEVICE KeyList(const Keys& keys, int token, int start) : Span{token / keys.S, token, start, 0, 0, 0}, from(keys) {
     const int position = start + token % keys.S;
     first = max(0, position - keys.window + 1);
     near = position - first + 1;

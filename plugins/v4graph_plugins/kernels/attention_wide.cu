@@ -31,7 +31,7 @@ DEVICE void store_output(const Call& call, const Shared& shared, const Output& o
   }
 }
 
-// The first two tiles are listed, and the first is on its way.
+// The first tiles are listed, and the very first is on its way.
 DEVICE void begin_run(const Call& call, const Keys& keys, const Shared& shared, int first, int tokens,
                       int first_head) {
   const int head = first_head + threadIdx.x;
@@ -44,9 +44,10 @@ DEVICE void begin_run(const Call& call, const Keys& keys, const Shared& shared, 
   __syncthreads();
   describe_run(shared, call, keys);
   __syncthreads();
-  if (threadIdx.x < 32) {
-    for (int number = 0; number < 2; ++number) list_key(shared, keys, number, find_key(shared, keys, number));
-  }
+  if (threadIdx.x == 0) count_tiles(shared);
+  __syncthreads();
+  const int warp = threadIdx.x / 32;
+  if (warp < AHEAD) list_key(shared, keys, warp, find_key(shared, keys, warp));
   __syncthreads();
   copy_tile(shared, keys, 0);
 }
@@ -55,29 +56,31 @@ DEVICE void attend_run(const Call& call, const Keys& keys, const Shared& shared)
   Queries q;
   Output out = {};
   q.load(shared, call, 0);
-  for (int number = 0; shared.steps[number % LISTS].x >= 0; ++number) {
-    const int2 &step = shared.steps[number % LISTS], &next = shared.steps[(number + 1) % LISTS];
-    const bool lists = static_cast<int>(threadIdx.x) / 32 == number % 8;
+  for (int number = 0; Step(shared, number).token < shared.tokens(); ++number) {
+    const int warp = threadIdx.x / 32, listed = number + AHEAD + warp % AHEAD;
+    const bool lists = number % AHEAD == 0 && number / AHEAD % 2 == warp / AHEAD;
     cp_async_wait<0>();
     __syncthreads();  // the tile is there, and nobody reads the one before it any more
     int key = -1;
-    if (lists) key = find_key(shared, keys, number + 2);
-    if (next.x >= 0) copy_tile(shared, keys, number + 1);
+    if (lists) key = find_key(shared, keys, listed);
+    if (Step(shared, number + 1).token < shared.tokens()) copy_tile(shared, keys, number + 1);
     float4 own;
     score_tile(shared, q, number % STAGES, own);
-    if (lists) list_key(shared, keys, number + 2, key);
-    if (next.x > step.x) q.load(shared, call, next.x);
+    if (lists) list_key(shared, keys, listed, key);
+    const Step step(shared, number), next(shared, number + 1);
+    const bool ends = next.token > step.token;
+    if (ends && next.token < shared.tokens()) q.load(shared, call, next.token);
     __syncthreads();
-    softmax_tile(shared, own, number, call.scale * LOG2E, step.y == 0);
-    if (next.x != step.x) finish_softmax(shared);
+    softmax_tile(shared, own, number, call.scale * LOG2E, step.tile == 0);
+    if (ends) finish_softmax(shared);
     __syncthreads();
     out.rescale(shared.factor);
     value_tile(shared, out, number % STAGES);
-    if (next.x == step.x) continue;
+    if (!ends) continue;
     if (threadIdx.x < THREADS - 32) {
-      store_output<false>(call, shared, out, step.x);
+      store_output<false>(call, shared, out, step.token);
     } else {
-      store_output<true>(call, shared, out, step.x);
+      store_output<true>(call, shared, out, step.token);
     }
   }
 }

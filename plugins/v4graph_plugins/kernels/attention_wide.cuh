@@ -8,6 +8,8 @@
 #include "attention_keys.cuh"
 
 constexpr int HEADS = 64;
+constexpr int AHEAD = 4;        // tiles that are listed at once, a warp each: four after those in use
+constexpr int LISTS = 2 * AHEAD;
 constexpr int RUN = 4;          // most tokens of a block
 constexpr float GROWTH = 8.f;   // a peak stays until scores pass it by this power of two: sums are rescaled rarely
 
@@ -21,9 +23,9 @@ struct Shared {
   float* sinks;       // [HEADS], in powers of two
   float2* turns;      // [RUN][ROTATED / 2]
   const bf16** rows;  // [LISTS][TILE], null for none
-  int2* steps;        // [LISTS]: which tile of which token a list is of
+  int* ends;          // [RUN]: tiles up to the end of each token
   unsigned* there;    // [LISTS]: a bit a key that there is
-  int *counts, *starts;  // [RUN]: keys and first position of the chunk of each token
+  Span* spans;        // [RUN]
   float2* running;    // [THREADS]: peak of the thread's head, and the thread's part of its total
   int* block;         // its first token, tokens and first head: registers are short
 
@@ -37,11 +39,10 @@ struct Shared {
     turns = reinterpret_cast<float2*>(sinks + HEADS);
     running = turns + RUN * ROTATED / 2;
     rows = reinterpret_cast<const bf16**>(running + THREADS);
-    steps = reinterpret_cast<int2*>(rows + LISTS * TILE);
-    there = reinterpret_cast<unsigned*>(steps + LISTS);
-    counts = reinterpret_cast<int*>(there + LISTS);
-    starts = counts + RUN;
-    block = starts + RUN;
+    ends = reinterpret_cast<int*>(rows + LISTS * TILE);
+    there = reinterpret_cast<unsigned*>(ends + RUN);
+    spans = reinterpret_cast<Span*>(there + LISTS);
+    block = reinterpret_cast<int*>(spans + RUN);
   }
   DEVICE int first() const { return block[0]; }
   DEVICE int tokens() const { return block[1]; }
@@ -56,12 +57,20 @@ struct Shared {
   }
 };
 
-// The tile after another: {which of the block's tokens, which of its tiles}, {-1, ..} past the last.
-DEVICE int2 step_after(const Shared& shared, int2 step) {
-  if (step.x < 0) return step;
-  if ((step.y + 1) * TILE < shared.counts[step.x]) return make_int2(step.x, step.y + 1);
-  return make_int2(step.x + 1 < shared.tokens() ? step.x + 1 : -1, 0);
-}
+// Which of the block's tokens a tile is of, and which of its tiles; the number of tokens past the last.
+struct Step {
+  int token, tile;
+
+  DEVICE Step(const Shared& shared, int number) {
+    token = tile = 0;
+    for (int i = 0; i < RUN; ++i) {
+      const int end = shared.ends[i];
+      token += number >= end;
+      tile = number >= end ? end : tile;
+    }
+    tile = number - tile;
+  }
+};
 
 // Keys of a token, without the -1 at the end of a selection: early queries see few entries.
 DEVICE int count_keys(const KeyList& list) {
@@ -80,26 +89,30 @@ DEVICE int count_keys(const KeyList& list) {
 DEVICE void describe_run(const Shared& shared, const Call& call, const Keys& keys) {
   const int warp = threadIdx.x / 32, token = shared.first() + warp;
   if (warp >= shared.tokens()) return;
-  const int start = call.start[token / keys.S], count = count_keys(KeyList(keys, token, start));
+  const int start = call.start[token / keys.S];
+  KeyList list(keys, token, start);
+  list.count = count_keys(list);
   write_turns(shared.turns + warp * ROTATED / 2, call.freqs, start + token % keys.S);
-  if (threadIdx.x % 32) return;
-  shared.counts[warp] = count;
-  shared.starts[warp] = start;
+  shared.spans[warp] = list;
+}
+
+DEVICE void count_tiles(const Shared& shared) {
+  for (int i = 0, tiles = 0; i < RUN; ++i) {
+    if (i < shared.tokens()) tiles += (shared.spans[i].count + TILE - 1) / TILE;
+    shared.ends[i] = i < shared.tokens() ? tiles : 0x7fffffff;
+  }
 }
 
 // A warp lists tile `number`, in two steps, so that it does not wait for a selection's rows: the lane's key of it ...
 DEVICE int find_key(const Shared& shared, const Keys& keys, int number) {
-  const int2 step = number ? step_after(shared, shared.steps[(number - 1) % LISTS]) : make_int2(0, 0);
-  shared.steps[number % LISTS] = step;
-  const int j = step.y * TILE + threadIdx.x % 32;
-  if (step.x < 0 || j >= shared.counts[step.x]) return -1;
-  return KeyList(keys, shared.first() + step.x, shared.starts[step.x]).key(j);
+  const Step step(shared, number);
+  if (step.token >= shared.tokens()) return -1;
+  return KeyList(keys, shared.spans[step.token]).key(step.tile * TILE + threadIdx.x % 32);
 }
 
 // ... and where it lies.
 DEVICE void list_key(const Shared& shared, const Keys& keys, int number, int key) {
-  const int token = max(shared.steps[number % LISTS].x, 0);
-  const KeyList list(keys, shared.first() + token, shared.starts[token]);
+  const KeyList list(keys, shared.spans[min(Step(shared, number).token, shared.tokens() - 1)]);
   shared.rows[number % LISTS * TILE + threadIdx.x % 32] = key < 0 ? nullptr : list.row(key);
   shared.there[number % LISTS] = __ballot_sync(FULL, key >= 0);
 }
