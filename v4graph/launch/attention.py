@@ -41,7 +41,8 @@ def _plan(op: str, kernel: str, far: tuple[str, ...], most: str, numbers: tuple[
             *far,
             *("o", "ring_out", "S", "H", "L", rows, chosen, "window", ratio, "fused", "T", "run", "scale"),
         ),
-        shared="2*32*512*2 + 2*8*3*32*16 + 64*32*2 + 3*64*4 + 4*32*8 + 256*8 + 8*32*8 + 4*4 + 8*4 + 4*6*4 + 3*4",
+        shared="2*32*512*2 + 2*8*3*32*16 + 64*32*2 + 3*64*4 + 4*32*8 + 256*8 + 8*32*8"
+        " + 4*4 + 8*4 + 4*6*4 + 3*4",
         when="wide",
     )
 
