@@ -152,7 +152,10 @@ def first_case(text: str) -> KernelCase:
         ("attention.cuh", "__syncthreads();  // the tile", "// the tile", "V4SelectedAttention"),
         ("attention.cuh", "    cp_async_wait<0>();\n", "", "V4WindowAttention-S9"),
         # A key too far from the window.
-        ("attention.cuh", "position - keys.window + 1", "position - keys.window", "V4WindowAttention-S9"),
+        ("attention_keys.cuh", "position - keys.window + 1", "position - keys.window", "WindowAttention-S9"),
+        # The same of many tokens, and a token's last tile left out.
+        ("attention_wide.cu", "__syncthreads();  // the tile", "// the tile", "V4WindowAttention-S67"),
+        ("attention_wide.cuh", "count + TILE - 1) / TILE", "count) / TILE", "V4CompressedAttention-S99"),
         ("rows.cuh", "    cp_async_wait<0>();\n", "", "V4LinearF32-S70"),
         ("compress.cuh", "= mine;\n  __syncthreads();", "= mine;", "V4Compress"),
         ("hyper.cu", "(M + 1) + row] = sum", "(M + 1) + row + 1] = sum", "V4HyperPre"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from kernel_run import Inputs, KernelCase
 from op_cases import OpCase
 
@@ -18,6 +19,12 @@ def _nothing_selected(inputs: Inputs) -> None:
 def _holes(inputs: Inputs) -> None:
     """Missing entries between those that are there."""
     inputs["rows"][..., ::3] = -1
+
+
+def _few_long(inputs: Inputs) -> None:
+    """Only the first tokens have entries, and all of them."""
+    inputs["rows"][:, :3] = torch.arange(inputs["rows"].shape[2]).int()
+    inputs["rows"][:, 3:] = -1
 
 
 def _near_wrap() -> Iterator[tuple[int, tuple[int, ...], tuple[int, ...]]]:
@@ -44,6 +51,7 @@ def cases() -> Iterator[KernelCase]:
         yield KernelCase(OpCase("V4WindowAttention", sizes, narrow, start, num))
     yield from _compressed(window)
     yield from _selected(window)
+    yield from _wide(narrow, window)
 
 
 def _compressed(window: dict[str, float]) -> Iterator[KernelCase]:
@@ -66,3 +74,24 @@ def _selected(window: dict[str, float]) -> Iterator[KernelCase]:
     yield KernelCase(OpCase(op, sizes, window, (130,), (2,)))
     yield KernelCase(OpCase(op, sizes, window, (0,), (2,)), "nothing_selected", _nothing_selected)
     yield KernelCase(OpCase(op, sizes, window, (64,), (1,)), "holes", _holes)
+
+
+def _wide(narrow: dict[str, float], window: dict[str, float]) -> Iterator[KernelCase]:
+    """Yield calls of many tokens and heads: 64 heads a block, runs of tokens, the last of them shorter."""
+    sizes = {"S": 67, "H": 36, "L": 16, **WIDTH}
+    yield KernelCase(OpCase("V4WindowAttention", sizes, narrow, (3, 250, 0, 17), (67, 41, 0, 5)))
+    # Decode of many slots: the same launch updates the ring. Windows that wrap it, idle slots, 3 x 64 heads.
+    starts = (0, 5, 31, 126, 127, 128, 135, 300, *range(9))
+    sizes = {"S": 2, "H": 130, "L": 136, **WIDTH}
+    yield KernelCase(OpCase("V4WindowAttention", sizes, window, starts, (2, 1, 2, 2, 1, 2, 2, 2) + (0,) * 9))
+    op = "V4CompressedAttention"
+    sizes = {"S": 99, "H": 64, "L": 16, "N": 30, **WIDTH}
+    yield KernelCase(OpCase(op, sizes, {"ratio": 4, **narrow}, (20,), (98,)))
+    op = "V4SelectedAttention"
+    sizes = {"S": 50, "H": 40, "L": 16, "N": 90, "K": 70, **WIDTH}
+    yield KernelCase(OpCase(op, sizes, narrow, (0, 133), (50, 31)))
+    yield KernelCase(OpCase(op, sizes, narrow, (9, 40), (50, 50)), "holes", _holes)
+    yield KernelCase(OpCase(op, sizes, narrow, (9, 0), (50, 0)), "nothing_selected", _nothing_selected)
+    # More tiles a run than are listed at a time.
+    sizes = {"S": 134, "H": 40, "L": 16, "N": 310, "K": 300, **WIDTH}
+    yield KernelCase(OpCase(op, sizes, narrow, (0,), (134,)), "few_long", _few_long)

@@ -4,43 +4,11 @@
 // writes its heads' outputs; with more it leaves its sums to v4_attention_combine.
 #include "attention.cuh"
 
-struct Call {
-  const bf16* q;
-  const float *sink, *freqs;
-  const int *start, *num;
-  bf16 *o, *ring_out;
-  float* partial;  // [token][split][head][HEAD + 2]: sums, then peak and total
-  int H, write_ring;
-  float scale;
-};
-
 constexpr int PARTIAL = HEAD + 2;
-constexpr int ROTATED = 64;
-
-// Two neighbouring channels of an output: rounded, rotated back if they are among the last 64, and rounded again.
-DEVICE unsigned finished_pair(float even, float odd, int channel, int position, const float* freqs) {
-  const int turned = channel - (HEAD - ROTATED);
-  if (turned >= 0) {
-    even = round_bf16(even);
-    odd = round_bf16(odd);
-    rotate(even, odd, position, freqs[turned / 2], -1.f);
-  }
-  return pack_bf16(even, odd);
-}
-
-// The block's position becomes the newest of its row of the ring. A chunk of S <= L - window tokens overwrites
-// positions up to start + S - 1 - L <= start - window - 1, and no query of the chunk sees one below start - window + 1.
-DEVICE void write_ring_row(const Call& call, const Keys& keys, long token) {
-  const long batch = token / keys.S;
-  const int s = static_cast<int>(token % keys.S), part = threadIdx.x * 8;
-  if (s >= call.num[batch] || part >= HEAD) return;
-  const int row = (call.start[batch] + s) % keys.L;
-  store16(call.ring_out + (batch * keys.L + row) * HEAD + part, load16(keys.kv + token * HEAD + part));
-}
 
 template <int HM>
-DEVICE void store_output(const Call& call, const Output<HM>& out, long token, int first_head, int position,
-                         const float* factor) {
+DEVICE void store_output(const Call& call, const Output<HM>& out, long token, int first_head,
+                         const Shared<HM>& shared) {
   const int lane = threadIdx.x % 32, first = threadIdx.x / 32 * 64 + lane % 4 * 2;
 #pragma unroll
   for (int m = 0; m < HM / 16; ++m) {
@@ -48,13 +16,13 @@ DEVICE void store_output(const Call& call, const Output<HM>& out, long token, in
     for (int half = 0; half < 2; ++half) {
       const int row = m * 16 + lane / 4 + half * 8, head = first_head + row;
       if (head >= call.H) continue;
-      const float scale = factor[row];
+      const float scale = shared.factor[row];
 #pragma unroll
       for (int n = 0; n < 8; ++n) {
         const int channel = first + n * 8;
         const float even = out.sum[m][n][half * 2] * scale, odd = out.sum[m][n][half * 2 + 1] * scale;
         *reinterpret_cast<unsigned*>(call.o + (token * call.H + head) * HEAD + channel) =
-            finished_pair(even, odd, channel, position, call.freqs);
+            finished_pair(even, odd, channel, shared.turns);
       }
     }
   }
@@ -83,13 +51,14 @@ template <int HM>
 DEVICE void attention(const Call& call, const Keys& keys) {
   const int head_tiles = (call.H + HM - 1) / HM, first_head = blockIdx.x % head_tiles * HM;
   const int token = blockIdx.x / head_tiles;
-  const int start = call.start[token / keys.S], position = start + token % keys.S;
+  const int start = call.start[token / keys.S];
   const Shared<HM> shared(shared_memory());
   const KeyList list(keys, token, start);
   const int splits = gridDim.y, tiles = (list.count + TILE - 1) / TILE;
   const int span = (tiles + splits - 1) / splits * TILE;
   const int begin = min(static_cast<int>(blockIdx.y) * span, list.count), end = min(begin + span, list.count);
   const Queries<HM> q(call.q + (long(token) * call.H + first_head) * HEAD, call.H - first_head);
+  if (splits == 1 && threadIdx.x < 32) write_turns(shared.turns, call.freqs, start + token % keys.S);
   Output<HM> out = {};
   Running running;
   attend(shared, list, q, begin, end, call.scale * LOG2E, out, running);
@@ -111,7 +80,7 @@ DEVICE void attention(const Call& call, const Keys& keys) {
     shared.factor[row] = 1.f / (running.total + exp2f(sink - running.peak));
   }
   __syncthreads();
-  store_output(call, out, token, first_head, position, shared.factor);
+  store_output(call, out, token, first_head, shared);
 }
 
 #define V4_ATTENTION(name, HM, blocks, far_parameters, far_keys)                                                    \
@@ -121,9 +90,6 @@ DEVICE void attention(const Call& call, const Keys& keys) {
     attention<HM>({q, sink, freqs, start, num, o, ring_out, partial, H, write_ring, scale},                        \
                   {kv, ring, far_keys, S, L, N, K, window, ratio});                                                 \
   }
-#define V4_COMMA ,
-#define V4_CACHE const bf16 *cache,
-#define V4_CACHE_AND_ROWS const bf16 *cache, const int *rows,
 
 V4_ATTENTION(v4_window_attention_16, 16, 2, , nullptr V4_COMMA nullptr)
 V4_ATTENTION(v4_window_attention_32, 32, 1, , nullptr V4_COMMA nullptr)
@@ -132,25 +98,52 @@ V4_ATTENTION(v4_compressed_attention_32, 32, 1, V4_CACHE, cache V4_COMMA nullptr
 V4_ATTENTION(v4_selected_attention_16, 16, 2, V4_CACHE_AND_ROWS, cache V4_COMMA rows)
 V4_ATTENTION(v4_selected_attention_32, 32, 1, V4_CACHE_AND_ROWS, cache V4_COMMA rows)
 
+// Splits whose sums a thread asks for at once: one after the other they would cost as many latencies.
+constexpr int AT_ONCE = 8;
+
+// Add four channels of the splits base .. base + 31, whose weights the lanes hold.
+DEVICE void add_splits(const float* from, long step, int splits, float weight, float (&sum)[4]) {
+  for (int i = 0; i < min(splits, 32); i += AT_ONCE) {
+    float2 part[AT_ONCE][2];
+#pragma unroll
+    for (int j = 0; j < AT_ONCE; ++j) {
+      const float2* at = reinterpret_cast<const float2*>(from + (i + j) * step);
+      part[j][0] = i + j < splits ? at[0] : make_float2(0.f, 0.f);
+      part[j][1] = i + j < splits ? at[1] : make_float2(0.f, 0.f);
+    }
+#pragma unroll
+    for (int j = 0; j < AT_ONCE; ++j) {
+      const float w = __shfl_sync(FULL, weight, i + j);
+      sum[0] += w * part[j][0].x, sum[1] += w * part[j][0].y;
+      sum[2] += w * part[j][1].x, sum[3] += w * part[j][1].y;
+    }
+  }
+}
+
 // One block a token and head: add up the splits, in order.
 V4_KERNEL(v4_attention_combine, 128, 8, const float* partial, const float* sink, const float* freqs, const int* start,
           bf16* o, int S, int H, int splits) {
-  const long token = blockIdx.x / H;
-  const int head = blockIdx.x % H, channel = threadIdx.x * 4;
+  const long token = blockIdx.x / H, step = long(H) * PARTIAL;
+  const int head = blockIdx.x % H, channel = threadIdx.x * 4, lane = threadIdx.x % 32;
   const float* from = partial + (token * splits * H + head) * PARTIAL;
-  const long step = long(H) * PARTIAL;
-  float peak = NONE;
-  for (int i = 0; i < splits; ++i) peak = fmaxf(peak, from[i * step + HEAD]);
-  float total = exp2f(sink[head] * LOG2E - peak), sum[4] = {};
-  for (int i = 0; i < splits; ++i) {
-    const float weight = exp2f(from[i * step + HEAD] - peak);
-    total += weight * from[i * step + HEAD + 1];
-    for (int c = 0; c < 4; ++c) sum[c] += weight * from[i * step + channel + c];
+  float peak = NONE, total = 0.f, sum[4] = {};
+  for (int i = lane; i < splits; i += 32) peak = fmaxf(peak, from[i * step + HEAD]);
+  peak = warp_max(peak);
+  for (int i = lane, base = 0; base < splits; i += 32, base += 32) {
+    const float weight = i < splits ? exp2f(from[i * step + HEAD] - peak) : 0.f;
+    if (i < splits) total += weight * from[i * step + HEAD + 1];
+    add_splits(from + base * step + channel, step, splits - base, weight, sum);
   }
-  const int position = start[token / S] + static_cast<int>(token % S);
-  const unsigned low = finished_pair(sum[0] / total, sum[1] / total, channel, position, freqs);
-  const unsigned high = finished_pair(sum[2] / total, sum[3] / total, channel + 2, position, freqs);
-  *reinterpret_cast<uint2*>(o + (token * H + head) * HEAD + channel) = make_uint2(low, high);
+  total = warp_sum(total) + exp2f(sink[head] * LOG2E - peak);
+  unsigned pair[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int turned = (channel - (HEAD - ROTATED)) / 2 + i;
+    const float even = sum[i * 2] / total, odd = sum[i * 2 + 1] / total;
+    const int position = start[token / S] + static_cast<int>(token % S);
+    pair[i] = turned < 0 ? pack_bf16(even, odd) : turned_pair(even, odd, turn_of(freqs[turned], position));
+  }
+  *reinterpret_cast<uint2*>(o + (token * H + head) * HEAD + channel) = make_uint2(pair[0], pair[1]);
 }
 
 // The chunk's newest rows become the ring's: four tokens a block.

@@ -4,55 +4,9 @@
 // memory) and of the output. So a block reads every key once, and the warp's share of q stays in registers.
 // Keys come in tiles of 32, copied to shared memory one tile ahead. Source: spec sections 2.2, 2.4, 2.5.
 #pragma once
-#include "rounding.cuh"
+#include "attention_keys.cuh"
 
-constexpr int HEAD = 512;
-constexpr int TILE = 32;      // keys of a tile
-constexpr int STAGES = 2;     // tiles in shared memory
-constexpr int LISTS = 4;      // tiles whose rows are listed
-constexpr int THREADS = 256;
-constexpr float NONE = -INFINITY;
-
-// Where the keys of a chunk lie. `cache` and `rows` may be null; without rows every closed entry is a key.
-struct Keys {
-  const bf16 *kv, *ring, *cache;
-  const int *rows;
-  int S, L, N, K, window, ratio;
-};
-
-// The keys of one query, in order: the window's positions, then cache entries.
-struct KeyList {
-  const Keys& from;
-  int batch, token, start, first, near, count;
-
-  DEVICE KeyList(const Keys& keys, int token, int start)
-      : from(keys), batch(token / keys.S), token(token), start(start) {
-    const int position = start + token % keys.S;
-    first = max(0, position - keys.window + 1);
-    near = position - first + 1;
-    const int far = keys.rows ? keys.K : keys.cache ? min(keys.N, (position + 1) / keys.ratio) : 0;
-    count = near + far;
-  }
-
-  // A key as one number: -1 for none, else 4 * row + {0: chunk, 1: ring, 2: cache}.
-  DEVICE int key(int j) const {
-    if (j >= count) return -1;
-    if (j < near) {
-      const int position = first + j;
-      return position >= start ? 4 * (position - start) : 4 * (position % from.L) + 1;
-    }
-    if (!from.rows) return 4 * (j - near) + 2;
-    const int row = from.rows[long(token) * from.K + j - near];
-    return row < 0 ? -1 : 4 * row + 2;
-  }
-
-  DEVICE const bf16* row(int key) const {
-    const long index = key / 4;
-    if (key % 4 == 0) return from.kv + (long(batch) * from.S + index) * HEAD;
-    return key % 4 == 1 ? from.ring + (long(batch) * from.L + index) * HEAD
-                        : from.cache + (long(batch) * from.N + index) * HEAD;
-  }
-};
+constexpr int LISTS = 4;  // tiles whose rows are listed
 
 // Shared memory, in this order. Rows of keys and of P are stored with their 16-byte parts permuted, so that the eight
 // rows that ldmatrix reads at once lie in different banks.
@@ -63,6 +17,7 @@ struct Shared {
   bf16* p;         // [HM][TILE]
   float* factor;   // [HM]
   int* keys;       // [LISTS][TILE]
+  float2* turns;   // [ROTATED / 2]
 
   DEVICE explicit Shared(unsigned char* base) {
     tiles = reinterpret_cast<bf16*>(base);
@@ -70,6 +25,7 @@ struct Shared {
     p = reinterpret_cast<bf16*>(partial + 8 * HM * TILE);
     factor = reinterpret_cast<float*>(p + HM * TILE);
     keys = reinterpret_cast<int*>(factor + HM);
+    turns = reinterpret_cast<float2*>(keys + LISTS * TILE);
   }
   DEVICE bf16* key_part(int stage, int key, int part) const {
     return tiles + (stage * TILE + key) * HEAD + (part ^ (key & 7)) * 8;
