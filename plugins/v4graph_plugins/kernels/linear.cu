@@ -34,10 +34,17 @@ V4_FP8_LINEAR(v4_fp8_grouped_8, 2, (few_tokens<Format::FP8_ROUNDED, 1, Prepare::
 V4_FP8_LINEAR(v4_fp8_grouped_32, 1, (few_tokens<Format::FP8_ROUNDED, 4, Prepare::NOTHING, bf16>))
 V4_FP8_LINEAR(v4_fp8_grouped_many, 1, many_tokens<Format::FP8_ROUNDED>)
 
-#define V4_FP8_INSIDE(name, format, prepare)                                                                       \
-  V4_KERNEL(name, 256, 2, const bf16* x, const void* weight, const void* scale, bf16* y, int T, int O, int K,       \
-            int scale_bytes, int groups, int split) {                                                               \
-    few_tokens<Format::format, 1, Prepare::prepare, bf16>({x, weight, scale, T, O, K, scale_bytes, groups, split}, y); \
+V4_KERNEL(v4_fp8_linear_inside, 256, 2, const bf16* x, const void* weight, const void* scale, bf16* y, int T, int O,
+          int K, int scale_bytes, int groups, int split) {
+  few_tokens<Format::FP8, 1, Prepare::ROUND, bf16>({x, weight, scale, T, O, K, scale_bytes, groups, split}, y);
+}
+
+V4_KERNEL(v4_fp8_grouped_inside, 256, 2, const bf16* x, const void* weight, const void* scale, bf16* y, int T, int O,
+          int K, int scale_bytes, int groups, int split) {
+  const Product product{x, weight, scale, T, O, K, scale_bytes, groups, split};
+  if (scale_bytes == 1) {  // nothing to round
+    few_tokens<Format::FP8, 1, Prepare::ORDER, bf16>(product, y);
+  } else {
+    few_tokens<Format::FP8_ROUNDED, 1, Prepare::ORDER, bf16>(product, y);
   }
-V4_FP8_INSIDE(v4_fp8_linear_inside, FP8, ROUND)
-V4_FP8_INSIDE(v4_fp8_grouped_inside, FP8_ROUNDED, ORDER)
+}

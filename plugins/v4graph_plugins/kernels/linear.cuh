@@ -100,6 +100,10 @@ DEVICE void prepare_shared(const Product& p) {
   __syncthreads();
 }
 
+// Blocks of 128 columns that a warp has under way: as many as the registers of 16 warps on a multiprocessor hold.
+template <Format F, int NT>
+constexpr int BLOCKS_AHEAD = NT > 1 || F == Format::BF16 ? 1 : F == Format::FP8 ? 4 : 3;
+
 // Few tokens (at most 8 * NT): teams of `split` warps take 16 weight rows of a group each and share the columns. The
 // block takes rows number `block` of the group blockIdx.y, 16 * WARPS / split of them. Shared memory: the prepared
 // rows, then WARPS * 8*NT * 16 floats.
@@ -118,8 +122,7 @@ DEVICE void few_tokens(const Product& p, Out* y, int block = blockIdx.x) {
   RowsLane<F> from[1];
   from[0].point(p.weights(), row0 + warp / p.split * 16);
   float sums[1][NT][4] = {};
-  constexpr int AHEAD = NT > 1 || F == Format::BF16 ? 1 : 3;
-  multiply_few<F, AHEAD, 1, NT>(sums, from, tokens, warp % p.split, p.split, p.K / 128, [&] {
+  multiply_few<F, BLOCKS_AHEAD<F, NT>, 1, NT>(sums, from, tokens, warp % p.split, p.split, p.K / 128, [&] {
     if (PREPARE != Prepare::NOTHING) prepare_shared<PREPARE>(p);
   });
   float* shared = reinterpret_cast<float*>(shared_memory() + prepared_bytes<PREPARE>(p));  // [warp][token][row]

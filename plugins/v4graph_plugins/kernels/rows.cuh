@@ -72,12 +72,12 @@ struct RowsLane {
   }
 
   DEVICE void load(RawBlock<F>& raw, int block) const {
+    const unsigned char* at = codes + long(block) * (64 * LOADS<F>);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
+      const unsigned char* row = at + half * long(gap / 2 * LOADS<F>);
 #pragma unroll
-      for (int j = 0; j < LOADS<F>; ++j) {
-        raw.codes[half][j] = load16_once(codes + half * (gap / 2 * LOADS<F>) + (block * LOADS<F> + j) * 64);
-      }
+      for (int j = 0; j < LOADS<F>; ++j) raw.codes[half][j] = load16_once(row + j * 64);
       if (F == Format::FP4) raw.scale[half] = scales[half * (gap / 32) + 4 * block];
     }
     if (IS_FP8<F>) {
@@ -179,13 +179,28 @@ DEVICE void scale_sums(float (&sums)[NT][4], float factor) {
   }
 }
 
-// The same for FP8, whose sums are in units of the last block's scale: one set of sums, where adding up each block
-// apart would take two. Blocks with scale 0 add nothing.
+// Whether sums of FP8 are in units of the last block's scale: one set of sums, where adding up each block apart takes
+// two. Few sums are cheaper apart.
+template <Format F, int NT>
+constexpr bool IN_UNITS = F == Format::FP8 && NT > 1;
+
+// Add the products of one block with their scale. Blocks with scale 0 add nothing.
 template <Format F, int M, int NT, class PieceOf>
 DEVICE void add_block(float (&sums)[M][NT][4], RawBlock<F> (&raw)[M], RowsLane<F> (&from)[M], PieceOf piece_of) {
+  if constexpr (F == Format::FP8 && !IN_UNITS<F, NT>) {
+    float block[M][NT][4] = {};
+    multiply_block<F, M, NT>(block, raw, from, piece_of);
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+      const float scale = from[m].scale(raw[m]);
+#pragma unroll
+      for (int i = 0; i < 4 * NT; ++i) sums[m][i / 4][i % 4] += block[m][i / 4][i % 4] * scale;
+    }
+    return;
+  }
 #pragma unroll
   for (int m = 0; m < M; ++m) {
-    if constexpr (F == Format::FP8) {
+    if constexpr (IN_UNITS<F, NT>) {
       const float scale = from[m].scale(raw[m]);
       if (scale == 0.f) {
         for (int i = 0; i < 4; ++i) raw[m].codes[i / 2][i % 2] = make_uint4(0, 0, 0, 0);
@@ -201,7 +216,7 @@ DEVICE void add_block(float (&sums)[M][NT][4], RawBlock<F> (&raw)[M], RowsLane<F
 // Sums as they are meant.
 template <Format F, int M, int NT>
 DEVICE void finish_sums(float (&sums)[M][NT][4], const RowsLane<F> (&from)[M]) {
-  if constexpr (F == Format::FP8 || F == Format::FP4) {
+  if constexpr (IN_UNITS<F, NT> || F == Format::FP4) {
 #pragma unroll
     for (int m = 0; m < M; ++m) scale_sums<NT>(sums[m], F == Format::FP8 ? from[m].unit : FP4_TOO_SMALL);
   }
