@@ -49,6 +49,11 @@ def cases() -> Iterator[KernelCase]:
     for tokens, start, num in ((9, (20,), (9,)), (40, (3, 7), (40, 25)), (140, (5,), (139,))):
         sizes = {"S": tokens, "H": 4, "L": 16, **WIDTH}
         yield KernelCase(OpCase("V4WindowAttention", sizes, narrow, start, num))
+    # 32 heads a block: keys split, and not.
+    sizes = {"S": 9, "H": 20, "L": 136, **WIDTH}
+    yield KernelCase(OpCase("V4WindowAttention", sizes, window, (130, 2), (9, 5)))
+    sizes = {"S": 67, "H": 20, "L": 16, **WIDTH}
+    yield KernelCase(OpCase("V4WindowAttention", sizes, narrow, (3, 9), (67, 4)))
     yield from _compressed(window)
     yield from _selected(window)
     yield from _wide(narrow, window)
@@ -61,8 +66,9 @@ def _compressed(window: dict[str, float]) -> Iterator[KernelCase]:
     # The last entry of the cache, and more closed blocks than it has.
     full = {"S": 2, "H": 20, "L": 136, "N": 3, **WIDTH}
     yield KernelCase(OpCase(op, full, attributes, (383, 900), (2, 2)))
-    many = {"S": 1, "H": 4, "L": 16, "N": 700, **WIDTH}
-    yield KernelCase(OpCase(op, many, {"window": 8, "ratio": 4, "scale": SCALE}, (2999,), (1,)))
+    for heads, tokens in ((4, 1), (20, 3)):
+        many = {"S": tokens, "H": heads, "L": 16, "N": 700, **WIDTH}
+        yield KernelCase(OpCase(op, many, {"window": 8, "ratio": 4, "scale": SCALE}, (2999,), (tokens,)))
 
 
 def _selected(window: dict[str, float]) -> Iterator[KernelCase]:
@@ -70,6 +76,8 @@ def _selected(window: dict[str, float]) -> Iterator[KernelCase]:
     for tokens, start, num in ((1, (500, 3), (1, 1)), (9, (300,), (4,)), (30, (140, 0), (30, 0))):
         sizes = {"S": tokens, "H": 4, "L": 136, "N": 200, "K": 64, **WIDTH}
         yield KernelCase(OpCase(op, sizes, window, start, num))
+    sizes = {"S": 12, "H": 20, "L": 160, "N": 80, "K": 64, **WIDTH}
+    yield KernelCase(OpCase(op, sizes, window, (150,), (11,)))
     sizes = {"S": 2, "H": 40, "L": 136, "N": 10, "K": 24, **WIDTH}
     yield KernelCase(OpCase(op, sizes, window, (130,), (2,)))
     yield KernelCase(OpCase(op, sizes, window, (0,), (2,)), "nothing_selected", _nothing_selected)
