@@ -156,7 +156,7 @@ def first_case(text: str) -> KernelCase:
         # The same of many tokens, and a token's last tile left out.
         ("attention_wide.cu", "__syncthreads();  // the tile", "// the tile", "V4WindowAttention-S67"),
         ("attention_wide.cuh", "count + TILE - 1) / TILE", "count) / TILE", "V4CompressedAttention-S99"),
-        ("rows.cuh", "    cp_async_wait<0>();\n", "", "V4LinearF32-S70"),
+        ("tiles.cuh", "    cp_async_wait<0>();\n", "", "V4LinearF32-S70"),
         ("compress.cuh", "= mine;\n  __syncthreads();", "= mine;", "V4Compress"),
         ("hyper.cu", "(M + 1) + row] = sum", "(M + 1) + row + 1] = sum", "V4HyperPre"),
         ("select.cuh", "wanted <= above + here", "wanted < above + here", "V4IndexTopK__quantise_1-S33"),

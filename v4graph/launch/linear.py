@@ -11,7 +11,9 @@ from v4graph.launch.plan import LaunchPlan, Step
 
 # Shared memory that prepared activations may take, beside the sums.
 MOST_PREPARED = 64 << 10
-_TILE = "2*64*160*2"
+# Two stages of 64 rows of 128 values, and of the codes of 256 weight rows where those are quantised.
+TILE = f"2*{64 * 128 * 2}"
+CODES_TILE = f"2*{64 * 128 * 2 + 256 * 128}"
 WIDTH = {"K % 128 == 0": "the input width must be a multiple of 128"}
 
 
@@ -30,6 +32,7 @@ def steps(
     unit: str, args: tuple[str, ...], x: str = "x", when: str = "1", rows: str = "O//groups"
 ) -> tuple[Step, ...]:
     """Steps of one product for 8, 32 and more tokens; `rows`: the weight's rows in a group."""
+    tile = CODES_TILE if unit.startswith("fp8") else TILE
 
     def step(tokens: str, grid: str, shared: str, condition: str) -> Step:
         return Step(
@@ -44,7 +47,7 @@ def steps(
     return (
         step("8", f"cdiv({rows}, 16)", "8*8*16*4", "T <= 8"),
         step("32", f"cdiv({rows}, 16)", "8*32*16*4", "T > 8 and T <= 32"),
-        step("many", f"cdiv(T, 64)*cdiv({rows}, 256)", _TILE, "T > 32"),
+        step("many", f"cdiv(T, 64)*cdiv({rows}, 256)", tile, "T > 32"),
     )
 
 

@@ -7,6 +7,7 @@ expert is one more expert with all tokens for rows. An only token needs no group
 
 from __future__ import annotations
 
+from v4graph.launch.linear import CODES_TILE
 from v4graph.launch.plan import LaunchPlan, Step
 
 _FORMS = {"V4MoE": "fp4", "V4MoEFp8": "fp8", "V4MoEFloat": "float"}
@@ -144,7 +145,8 @@ def _few(form: str) -> tuple[Step, ...]:
 
 def _tiles(form: str) -> tuple[Step, ...]:
     """Where experts have many rows."""
-    shared = "2*64*160*2"
+    # Rows of the float form are staged with padding in the end.
+    shared = "64*132*4" if form == "float" else CODES_TILE
     return (
         Step(
             f"moe_tiles.v4_moe_{form}_up_64",

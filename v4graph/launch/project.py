@@ -1,12 +1,13 @@
 """Launch plans of the fused projections.
 
 Up to 8 tokens whose prepared rows fit a block's shared memory take one launch, in which each block multiplies
-rows of one of the weights. More tokens are prepared once, and every weight takes a launch of its own.
+rows of one of the weights. More tokens are prepared once; up to 32, every weight takes a launch of its own;
+beyond, one launch has the tiles of all FP8 weights and another those of all others.
 """
 
 from __future__ import annotations
 
-from v4graph.launch.linear import MOST_PREPARED, WIDTH, split, steps
+from v4graph.launch.linear import CODES_TILE, MOST_PREPARED, TILE, WIDTH, split, steps
 from v4graph.launch.plan import LaunchPlan, Step
 
 # Weight, result and rows of each product.
@@ -53,21 +54,26 @@ def _plan(
         when="not inside",
     )
     products = [
-        step
-        for w, y, count in fp8
-        for step in steps(
+        steps(
             "fp8_linear",
             (w, f"{w}_scale", y, "T", count, "K", scale_bytes, "1"),
             "prepared",
             "not inside",
             count,
         )
+        for w, y, count in fp8
     ]
     products += [
-        step
-        for unit, (w, y, count) in plain
-        for step in steps(unit, (w, y, "T", count, "K", "1"), "x", "not inside", count)
+        steps(unit, (w, y, "T", count, "K", "1"), "x", "not inside", count) for unit, (w, y, count) in plain
     ]
+    few = [step for one in products for step in one[:2]]
+    if len(fp8) == 1:
+        many = [products[0][2]]
+    else:
+        many = [_many("pair", ("prepared", *_pair(fp8), "T", "K", scale_bytes), rows[:2], CODES_TILE)]
+    if plain:
+        arguments = ("x", *inside[len(_pair(fp8)) :], "T", "K")
+        many.append(_many(kernel.removeprefix("v4_project_"), arguments, rows[2:], TILE))
     return LaunchPlan(
         op=op,
         lets={
@@ -80,7 +86,19 @@ def _plan(
         },
         workspace={**({"normed": "T*K*2"} if norm else {}), "prepared": "T*K*2"},
         needs=WIDTH,
-        steps=(one_launch, *((norm_first,) if norm else ()), prepare, *products),
+        steps=(one_launch, *((norm_first,) if norm else ()), prepare, *few, *many),
+    )
+
+
+def _many(name: str, arguments: tuple[str, ...], rows: list[str], shared: str) -> Step:
+    """Tiles of 64 tokens by 256 rows of several weights."""
+    return Step(
+        f"project.v4_project_{name}_many",
+        grid=(f"cdiv(T, 64)*({' + '.join(f'cdiv({count}, 256)' for count in rows)})", "1", "1"),
+        block=256,
+        args=arguments,
+        shared=shared,
+        when="T > 32",
     )
 
 

@@ -3,7 +3,7 @@
 // Several groups split the weight's rows and the tokens' columns: group g multiplies columns g K .. of a token's row
 // [groups * K] with rows g O / groups .. of the weight [O, K].
 #pragma once
-#include "rows.cuh"
+#include "tiles.cuh"
 
 constexpr int WARPS = 8;
 
@@ -102,7 +102,7 @@ DEVICE void prepare_shared(const Product& p) {
 
 // Blocks of 128 columns that a warp has under way: as many as the registers of 16 warps on a multiprocessor hold.
 template <Format F, int NT>
-constexpr int BLOCKS_AHEAD = NT > 1 || F == Format::BF16 ? 1 : F == Format::FP8 ? 4 : 3;
+constexpr int BLOCKS_AHEAD = NT > 1 || F == Format::BF16 ? 1 : F == Format::FP8 ? 4 : 2;
 
 // Few tokens (at most 8 * NT): teams of `split` warps take 16 weight rows of a group each and share the columns. The
 // block takes rows number `block` of the group blockIdx.y, 16 * WARPS / split of them. Shared memory: the prepared
@@ -145,32 +145,28 @@ DEVICE void few_tokens(const Product& p, Out* y, int block = blockIdx.x) {
 }
 
 // Many tokens: a block takes 64 of them and 256 weight rows of a group, 32 a warp.
-// grid: token tiles, then row tiles, in x, so that neighbours share weights; groups in y. Shared memory: 2 *
-// TILE_BYTES.
+// grid (`block` in x): token tiles, then row tiles, so that neighbours share weights; groups in y. Shared memory: 2 *
+// STAGE_BYTES.
 template <Format F, class Out>
-DEVICE void many_tokens(const Product& p, Out* y) {
+DEVICE void many_tokens(const Product& p, Out* y, int block = blockIdx.x) {
   const int token_tiles = (p.T + TILE_ROWS - 1) / TILE_ROWS, lane = threadIdx.x % 32;
-  const int token0 = blockIdx.x % token_tiles * TILE_ROWS, group = blockIdx.y, group_rows = p.O / p.groups;
-  const int first = (blockIdx.x / token_tiles * TILE_WARPS + threadIdx.x / 32) * 32;  // of the warp, in the group
-  const bf16* tokens[4];
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    tokens[j] = p.row(min(token0 + static_cast<int>(threadIdx.x) / 16 + 16 * j, p.T - 1), group);
-  }
+  const int token0 = block % token_tiles * TILE_ROWS, group = blockIdx.y, group_rows = p.O / p.groups;
+  const int first = (block / token_tiles * TILE_WARPS + threadIdx.x / 32) * 32;  // of the warp, in the group
+  const bf16* row = p.row(min(token0 + static_cast<int>(threadIdx.x) / 4, p.T - 1), group);
   RowsLane<F> from[2];
   from[0].point(p.weights(), min(group * group_rows + first, p.O - 1) / 16 * 16);
   from[1].point(p.weights(), min(group * group_rows + first + 16, p.O - 1) / 16 * 16);
   float sums[2][8][4] = {};
-  multiply_tile<F>(sums, from, tokens, p.K / 128);
+  multiply_tile<F>(sums, from, row, p.K / 128);
 #pragma unroll
   for (int m = 0; m < 2; ++m) {
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int token = token0 + 8 * n + lane % 4 * 2 + i % 2, row = first + 16 * m + lane / 4 + i / 2 * 8;
-        if (token < p.T && row < group_rows) {
-          store_value(y + long(token) * p.O + group * group_rows + row, sums[m][n][i]);
+        const int token = token0 + 8 * n + lane % 4 * 2 + i % 2, at = first + 16 * m + lane / 4 + i / 2 * 8;
+        if (token < p.T && at < group_rows) {
+          store_value(y + long(token) * p.O + group * group_rows + at, sums[m][n][i]);
         }
       }
     }

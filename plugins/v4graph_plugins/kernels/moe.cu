@@ -26,8 +26,8 @@ template <Format F, int NT>
 DEVICE void up_sums(float (&sums)[2][NT][4], const Matrices& w1, const Matrices& w3, int expert, int width, int D,
                     int row0, const bf16* const (&rows)[NT]) {
   RowsLane<F> from[2];
-  from[0].point(expert_weights<F>(w1, expert, width, D), row0);
-  from[1].point(expert_weights<F>(w3, expert, width, D), row0);
+  from[0].point(expert_weights(w1, expert, width, D), row0);
+  from[1].point(expert_weights(w3, expert, width, D), row0);
   constexpr int AHEAD = F == Format::FP4 && NT == 1 ? 2 : 1;
   multiply_few<F, AHEAD, 2, NT>(sums, from, rows, threadIdx.x / 32, UP_WARPS, D / 128, [] {});
 }
@@ -99,7 +99,7 @@ template <Format F, int NT, class Ready>
 DEVICE void down_sums(float (&sums)[1][NT][4], const Matrices& w2, int expert, int D, int width, int row0,
                       const bf16* (&rows)[NT], Ready ready) {
   RowsLane<F> from[1];
-  from[0].point(expert_weights<F>(w2, expert, D, width), row0);
+  from[0].point(expert_weights(w2, expert, D, width), row0);
   constexpr int AHEAD = F == Format::BF16 || NT > 1 ? 1 : F == Format::FP8 ? 2 : 3;
   multiply_few<F, AHEAD, 1, NT>(sums, from, rows, 0, 1, width / 128, ready);
   if constexpr (F == Format::BF16) {

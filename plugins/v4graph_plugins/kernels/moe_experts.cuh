@@ -9,15 +9,9 @@ struct Matrices {
   int scale_bytes;
 };
 
-template <Format F>
 DEVICE Weights expert_weights(const Matrices& m, int expert, int rows, int columns) {
-  const long values = long(rows) * columns;
-  const long bytes = F == Format::BF16 ? 2 * values : F == Format::FP8 ? values : values / 2;
-  const long scales = F == Format::BF16  ? 0
-                      : F == Format::FP8 ? long((rows + 127) / 128) * (columns / 128) * m.scale_bytes
-                                         : values / 32;
-  return {static_cast<const unsigned char*>(m.codes) + expert * bytes,
-          static_cast<const unsigned char*>(m.scales) + expert * scales, m.scale_bytes, rows, columns};
+  return {static_cast<const unsigned char*>(m.codes), static_cast<const unsigned char*>(m.scales), m.scale_bytes,
+          rows, columns, expert};
 }
 
 // The shared expert is FP8 where the routed experts are quantised.

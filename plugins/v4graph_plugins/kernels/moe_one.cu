@@ -59,8 +59,8 @@ DEVICE void up_sums(float (&sums)[2][1][4], const Matrices& w1, const Matrices& 
                     Ready ready) {
   const bf16* rows[1] = {reinterpret_cast<const bf16*>(shared_memory())};
   RowsLane<F> from[2];
-  from[0].point(expert_weights<F>(w1, expert, width, D), blockIdx.x * 16);
-  from[1].point(expert_weights<F>(w3, expert, width, D), blockIdx.x * 16);
+  from[0].point(expert_weights(w1, expert, width, D), blockIdx.x * 16);
+  from[1].point(expert_weights(w3, expert, width, D), blockIdx.x * 16);
   constexpr int AHEAD = F == Format::FP4 ? 3 : F == Format::FP8 ? 2 : 1;
   multiply_few<F, AHEAD, 2, 1>(sums, from, rows, threadIdx.x / 32, UP_WARPS, D / 128, ready);
 }
@@ -122,7 +122,7 @@ template <Format F, class Ready>
 DEVICE void down_sums(float (&sums)[1][1][4], const Matrices& w2, int expert, int D, int width, int row0,
                       const bf16* row, int first, int step, Ready ready) {
   RowsLane<F> from[1];
-  from[0].point(expert_weights<F>(w2, expert, D, width), row0);
+  from[0].point(expert_weights(w2, expert, D, width), row0);
   constexpr int AHEAD = F == Format::BF16 ? 1 : F == Format::FP8 ? 3 : 4;
   const bf16* rows[1] = {row};
   multiply_few<F, AHEAD, 1, 1>(sums, from, rows, first, step, width / 128, ready);

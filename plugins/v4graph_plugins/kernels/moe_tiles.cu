@@ -1,6 +1,7 @@
 // The experts where each has many rows (prefill): a matrix is read and decoded once for 64 rows in shared memory.
 // Source: spec section 3.
 #include "moe_experts.cuh"
+#include "tiles.cuh"
 
 constexpr int STAGE_STRIDE = 132;  // floats of 128 staged channels, padded so that a warp's fragment hits all banks
 
@@ -47,24 +48,22 @@ struct Up {
 
 template <Format F>
 DEVICE void up_sums(float (&sums)[2][8][4], const Matrices& w1, const Matrices& w3, int expert, int width, int D,
-                    const bf16* const (&rows)[4]) {
+                    const bf16* row) {
   const int row0 = blockIdx.x * 128 + threadIdx.x / 32 * 16;
   RowsLane<F> from[2];
-  from[0].point(expert_weights<F>(w1, expert, width, D), row0);
-  from[1].point(expert_weights<F>(w3, expert, width, D), row0);
-  multiply_tile<F>(sums, from, rows, D / 128);
+  from[0].point(expert_weights(w1, expert, width, D), row0);
+  from[1].point(expert_weights(w3, expert, width, D), row0);
+  multiply_tile<F>(sums, from, row, D / 128);
 }
 
 // Activations of a tile and 128 channels: quantised forms round to bf16 where the reference does and then to FP8 for
 // the down projection, whose blocks of 128 these are.
 template <Format F>
 DEVICE void store_up(const Up& p, const Tile& tile, const float (&sums)[2][8][4], int width) {
-  stage([&](int n, int i) {
-    const int token = 8 * n + threadIdx.x % 4 * 2 + i % 2;
-    const float gain = tile.always || token >= tile.count ? 1.f : p.gain_of[tile.first + token];
-    return swiglu(round_as<F>(sums[0][n][i]), round_as<F>(sums[1][n][i]), gain, p.limit);
-  });
-  unstage(tile.count, [&](int i, int channel, const Floats8& values, bool there) {
+  stage([&](int n, int i) { return swiglu(round_as<F>(sums[0][n][i]), round_as<F>(sums[1][n][i]), 1.f, p.limit); });
+  unstage(tile.count, [&](int i, int channel, Floats8 values, bool there) {
+    const float gain = tile.always || !there ? 1.f : p.gain_of[tile.first + i];
+    for (int j = 0; j < 8; ++j) values.v[j] *= gain;
     bf16* to = inner_row<F>(p.inner, tile, tile.first + i, p.T, p.I, p.Is) + blockIdx.x * 128 + channel;
     const uint4 high = pack8(values);
     if (F == Format::BF16) {
@@ -85,17 +84,14 @@ DEVICE void up(const Up& p) {
   const Tile tile = pick_tile(p.tiles, blockIdx.y, p.T, TILE_ROWS);
   const int width = tile.always ? p.Is : p.I;
   if (tile.count == 0 || int(blockIdx.x) * 128 >= width) return;
-  const bf16* rows[4];
-  for (int j = 0; j < 4; ++j) {
-    const int row = tile.first + min(int(threadIdx.x) / 16 + 16 * j, tile.count - 1);  // the last again past it
-    rows[j] = p.x + long(tile.always ? row : p.token_of[row]) * p.D;
-  }
+  const int number = tile.first + min(int(threadIdx.x) / 4, tile.count - 1);  // the last again past it
+  const bf16* row = p.x + long(tile.always ? number : p.token_of[number]) * p.D;
   float sums[2][8][4] = {};
   if (F != ALWAYS<F> && tile.always) {
-    up_sums<ALWAYS<F>>(sums, p.s1, p.s3, 0, width, p.D, rows);
+    up_sums<ALWAYS<F>>(sums, p.s1, p.s3, 0, width, p.D, row);
   } else {
     const Matrices &w1 = tile.always ? p.s1 : p.w1, &w3 = tile.always ? p.s3 : p.w3;
-    up_sums<F>(sums, w1, w3, tile.expert, width, p.D, rows);
+    up_sums<F>(sums, w1, w3, tile.expert, width, p.D, row);
   }
   store_up<F>(p, tile, sums, width);
 }
@@ -112,16 +108,13 @@ struct Down {
 
 template <Format F>
 DEVICE void down_sums(float (&sums)[2][8][4], const Matrices& w2, int expert, int D, int width,
-                      const bf16* (&rows)[4]) {
+                      const bf16* row) {
   const int row0 = blockIdx.x * 256 + threadIdx.x / 32 * 16;
   RowsLane<F> from[2];
-  from[0].point(expert_weights<F>(w2, expert, D, width), row0);
-  from[1].point(expert_weights<F>(w2, expert, D, width), row0 + 128);
-  multiply_tile<F>(sums, from, rows, width / 128);
-  if constexpr (F == Format::BF16) {
-    for (int j = 0; j < 4; ++j) rows[j] += width;  // the second halves of the values
-    multiply_tile<F>(sums, from, rows, width / 128);
-  }
+  from[0].point(expert_weights(w2, expert, D, width), row0);
+  from[1].point(expert_weights(w2, expert, D, width), row0 + 128);
+  multiply_tile<F>(sums, from, row, width / 128);
+  if constexpr (F == Format::BF16) multiply_tile<F>(sums, from, row + width, width / 128);  // the second halves
 }
 
 DEVICE void store8(bf16* to, const Floats8& values) { store16(to, pack8(values)); }
@@ -138,16 +131,13 @@ DEVICE void down(const Down<Out>& p) {
   const Tile tile = pick_tile(p.tiles, blockIdx.y, p.T, TILE_ROWS);
   if (tile.count == 0) return;
   const int width = tile.always ? p.Is : p.I;
-  const bf16* rows[4];
-  for (int j = 0; j < 4; ++j) {
-    const int row = tile.first + min(int(threadIdx.x) / 16 + 16 * j, tile.count - 1);
-    rows[j] = inner_row<F>(p.inner, tile, row, p.T, p.I, p.Is);
-  }
+  const int number = tile.first + min(int(threadIdx.x) / 4, tile.count - 1);
+  const bf16* row = inner_row<F>(p.inner, tile, number, p.T, p.I, p.Is);
   float sums[2][8][4] = {};
   if (F != ALWAYS<F> && tile.always) {
-    down_sums<ALWAYS<F>>(sums, p.s2, 0, p.D, width, rows);
+    down_sums<ALWAYS<F>>(sums, p.s2, 0, p.D, width, row);
   } else {
-    down_sums<F>(sums, tile.always ? p.s2 : p.w2, tile.expert, p.D, width, rows);
+    down_sums<F>(sums, tile.always ? p.s2 : p.w2, tile.expert, p.D, width, row);
   }
   Out* out = tile.always ? p.shared : p.routed;
 #pragma unroll
@@ -163,7 +153,7 @@ DEVICE void down(const Down<Out>& p) {
 }
 
 #define V4_MOE_UP(name, format)                                                                                       \
-  V4_KERNEL(name, 256, 1, const bf16* x, const int* token_of, const float* gain_of, const int4* tiles,                \
+  V4_KERNEL(name, 256, Format::format == Format::BF16 ? 1 : 2, const bf16* x, const int* token_of, const float* gain_of, const int4* tiles,                \
             const void* w1, const void* w1_scale, const void* w3, const void* w3_scale, int w_bytes, const void* s1,  \
             const void* s1_scale, const void* s3, const void* s3_scale, int s_bytes, bf16* inner, int T, int D,       \
             int I, int Is, float limit) {                                                                             \
@@ -172,7 +162,7 @@ DEVICE void down(const Down<Out>& p) {
   }
 
 #define V4_MOE_DOWN(name, format, out)                                                                             \
-  V4_KERNEL(name, 256, 1, const bf16* inner, const int4* tiles, const void* w2, const void* w2_scale, int w_bytes, \
+  V4_KERNEL(name, 256, Format::format == Format::BF16 ? 1 : 2, const bf16* inner, const int4* tiles, const void* w2, const void* w2_scale, int w_bytes, \
             const void* s2, const void* s2_scale, int s_bytes, out* routed, out* shared, int T, int D, int I,      \
             int Is) {                                                                                              \
     down<Format::format, out>(                                                                                  \

@@ -1,6 +1,7 @@
-// Projections that read the same rows in one launch, for at most 8 tokens whose prepared rows fit shared memory: each
-// block takes rows of one of the weights, 16 for each team of warps. More tokens take the launches of linear.cu one
-// after the other.
+// Projections that read the same rows in one launch. At most 8 tokens whose prepared rows fit shared memory: each block
+// takes rows of one of the weights, 16 for each team of warps. More than 32 tokens, prepared before: each block takes a
+// tile of one of the weights, which are too small to keep a GPU busy one after the other. Between, the launches of
+// linear.cu.
 #include "linear.cuh"
 
 struct Rows {
@@ -97,4 +98,49 @@ V4_KERNEL(v4_project_csa_query, 256, 2, const bf16* x, const bf16* norm, const v
   int block = blockIdx.x;
   if (take<Prepare::NORM>(rows, {w1, w1_scale, y1, O1}, scale_bytes, block)) return;
   take<Prepare::NORM>(rows, {w2, w2_scale, y2, O2}, scale_bytes, block);
+}
+
+// Tiles of a product of many tokens with a weight of O rows.
+DEVICE int tiles_of(int T, int O) { return (T + TILE_ROWS - 1) / TILE_ROWS * ((O + 255) / 256); }
+
+// Many tokens. Shared memory: 2 * STAGE_BYTES. grid: tiles of a weight.
+V4_KERNEL(v4_project_pair_many, 256, 2, V4_FP8_PAIR, int T, int K, int scale_bytes) {
+  const int block = blockIdx.x, first = tiles_of(T, O1);
+  if (block < first) {
+    many_tokens<Format::FP8>({x, w1, w1_scale, T, O1, K, scale_bytes, 1}, y1, block);
+  } else {
+    many_tokens<Format::FP8>({x, w2, w2_scale, T, O2, K, scale_bytes, 1}, y2, block - first);
+  }
+}
+
+// Go on to `next` where the block lies past the tiles of `w`.
+DEVICE void pass(Plain<float>& w, const Plain<float>& next, int T, int& block) {
+  const int tiles = tiles_of(T, w.O);
+  if (block < tiles) return;
+  block -= tiles;
+  w = next;
+}
+
+V4_KERNEL(v4_project_hca_many, 256, 1, const bf16* x, const bf16* w3, float* y3, const bf16* w4, float* y4, int O3,
+          int T, int K) {
+  int block = blockIdx.x;
+  Plain<float> w{w3, y3, O3};
+  pass(w, {w4, y4, O3}, T, block);
+  many_tokens<Format::BF16>({x, w.weight, nullptr, T, w.O, K, 0, 1}, w.y, block);
+}
+
+V4_KERNEL(v4_project_csa_many, 256, 1, const bf16* x, const bf16* w3, float* y3, const bf16* w4, float* y4, int O3,
+          const bf16* w5, float* y5, const bf16* w6, float* y6, int O5, const bf16* w7, bf16* y7, int O7, int T, int K) {
+  const int heads = tiles_of(T, O7);
+  int block = blockIdx.x;
+  if (block < heads) {
+    many_tokens<Format::BF16>({x, w7, nullptr, T, O7, K, 0, 1}, y7, block);
+    return;
+  }
+  block -= heads;
+  const Plain<float> all[4] = {{w3, y3, O3}, {w4, y4, O3}, {w5, y5, O5}, {w6, y6, O5}};
+  Plain<float> w = all[0];
+#pragma unroll
+  for (int i = 1; i < 4; ++i) pass(w, all[i], T, block);
+  many_tokens<Format::BF16>({x, w.weight, nullptr, T, w.O, K, 0, 1}, w.y, block);
 }

@@ -1,5 +1,5 @@
-// Rows times 16 rows of each of two weight matrices on tensor cores, for one warp: a few rows that every lane reads for
-// itself, or 64 that a block keeps in shared memory.
+// A few rows times 16 rows of each of one or two weight matrices on tensor cores, for one warp, from memory to
+// registers. tiles.cuh has many rows.
 //
 // The weights are the 16-row operand of mma.m16n8k16, the activations its 8 columns. Both sides take the channels of a
 // 128-wide block in an order that lets a lane load 16 consecutive bytes of a weight row straight into its fragment, so
@@ -18,10 +18,12 @@ constexpr bool IS_FP8 = F == Format::FP8 || F == Format::FP8_ROUNDED;
 
 // A weight matrix [rows, columns], 16-byte aligned, columns a multiple of 128. FP8: `scales` [cdiv(rows, 128),
 // columns / 128], e8m0 (scale_bytes 1) or float32 (4). FP4: `scales` [rows, columns / 32], e8m0 from 2^-63 to 2^62.
+// `matrix` of them lie before it, without gaps; 64 GB of codes at most.
 struct Weights {
   const unsigned char* codes;
   const unsigned char* scales;
   int scale_bytes, rows, columns;
+  int matrix = 0;
 };
 
 // 16-byte loads that a lane makes of its share of a 128-wide block of a row.
@@ -53,36 +55,57 @@ struct RawBlock {
 };
 
 // Where a lane reads rows row0 + lane / 4 and 8 further on (row0 a multiple of 16); rows past the last are the last.
+// Addresses are numbers beside the tensor's, which costs no registers.
 template <Format F>
 struct RowsLane {
   const unsigned char* codes;
   const unsigned char* scales;
-  int gap;  // values between the two rows
+  unsigned at, gap;   // 16-byte pieces of the codes before the lane's, and from its row to the other
+  unsigned scale_at;  // FP8: scales before the row's
   int scale_bytes;
-  float unit;  // FP8: the scale of the last block, which sums are in units of
+  float unit;       // FP8: the scale of the last block, which sums are in units of
+  unsigned unpack;  // FP8: 2^120 twice, which decoding multiplies with; 0 where a block counts as zeros
 
   DEVICE void point(const Weights& w, int row0) {
-    const int part = threadIdx.x % 4, blocks = w.columns / 128, row = min(row0 + int(threadIdx.x) % 32 / 4, w.rows - 1);
-    gap = (min(row0 + int(threadIdx.x) % 32 / 4 + 8, w.rows - 1) - row) * w.columns;
+    const int lane = threadIdx.x % 32, row = min(row0 + lane / 4, w.rows - 1), pieces = w.columns / 32 * LOADS<F>;
+    codes = w.codes;
+    scales = w.scales;
+    gap = (min(row0 + lane / 4 + 8, w.rows - 1) - row) * pieces;
+    at = (unsigned(w.matrix) * w.rows + row) * pieces + lane % 4;
+    scale_at = (unsigned(w.matrix) * ((w.rows + 127) / 128) + row / 128) * (w.columns / 128);
     scale_bytes = w.scale_bytes;
     unit = 0.f;
-    codes = w.codes + long(row) * blocks * (64 * LOADS<F>) + 16 * part;
-    if (F == Format::FP4) scales = w.scales + long(row) * blocks * 4 + part;
-    if (IS_FP8<F>) scales = w.scales + long(row / 128) * blocks * scale_bytes;
+    unpack = 0x7b807b80u;
+  }
+
+  // Address of the codes of a block in row lane / 4 or, half 1, 8 further on; others lie 64 bytes apart.
+  DEVICE const unsigned char* place(int block, int half) const {
+    return codes + 16ul * (at + block * (4 * LOADS<F>) + half * gap);
+  }
+
+  DEVICE void load_scale(RawBlock<F>& raw, int block) const {
+    if (F == Format::FP4) {  // one for 32 codes, which are 16 bytes
+      raw.scale[0] = scales[at + 4 * block];
+      raw.scale[1] = scales[at + 4 * block + gap];
+    } else if (IS_FP8<F>) {
+      const unsigned i = scale_at + block;
+      raw.scale[0] = scale_bytes == 1 ? scales[i] : reinterpret_cast<const unsigned*>(scales)[i];
+    }
   }
 
   DEVICE void load(RawBlock<F>& raw, int block) const {
-    const unsigned char* at = codes + long(block) * (64 * LOADS<F>);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const unsigned char* row = at + half * long(gap / 2 * LOADS<F>);
 #pragma unroll
-      for (int j = 0; j < LOADS<F>; ++j) raw.codes[half][j] = load16_once(row + j * 64);
-      if (F == Format::FP4) raw.scale[half] = scales[half * (gap / 32) + 4 * block];
+      for (int j = 0; j < LOADS<F>; ++j) raw.codes[half][j] = load16_once(place(block, half) + j * 64);
     }
-    if (IS_FP8<F>) {
-      raw.scale[0] = scale_bytes == 1 ? scales[block] : reinterpret_cast<const unsigned*>(scales)[block];
-    }
+    load_scale(raw, block);
+  }
+
+  // Block 0 is the next one from now on.
+  DEVICE void advance() {
+    at += 4 * LOADS<F>;
+    ++scale_at;
   }
 
   DEVICE float scale(const RawBlock<F>& raw) const {
@@ -102,7 +125,7 @@ DEVICE int piece_channels(int i, int part) {
 
 // Piece i of the weights as bf16 pairs, in pair order.
 template <Format F>
-DEVICE void decode_piece(unsigned (&pairs)[4], const RawBlock<F>& raw, int half, int i) {
+DEVICE void decode_piece(unsigned (&pairs)[4], const RawBlock<F>& raw, int half, int i, unsigned unpack) {
   if constexpr (F == Format::BF16) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) pairs[j] = word_of(raw.codes[half][i], j);
@@ -112,7 +135,7 @@ DEVICE void decode_piece(unsigned (&pairs)[4], const RawBlock<F>& raw, int half,
     for (int j = 0; j < 4; ++j) {
       // A byte of each on top of a half; the exponent field lands in bf16's, 120 too small.
       const unsigned top = __byte_perm(a, b, 0x4400 + j * 0x1111);
-      pairs[j] = mul_bf16x2((top & 0x80008000u) | (top >> 4 & 0x07f007f0u), 0x7b807b80u);
+      pairs[j] = mul_bf16x2((top & 0x80008000u) | (top >> 4 & 0x07f007f0u), unpack);
     }
   } else {
     // Codes land 126 too small; 64 of that and the block's scale come back here, the rest at the end.
@@ -135,18 +158,20 @@ DEVICE void scale_pairs(unsigned (&pairs)[4], float scale) {
 }
 
 // Products of one 128-wide block, added to sums (the mma's fragments: token 8n + 2 (lane % 4) + i % 2, row lane / 4 +
-// 8 (i / 2)). `piece_of(n, i)` loads piece i of token 8n + lane / 4.
-template <Format F, int M, int NT, class PieceOf>
+// 8 (i / 2)). `piece_of(n, i)` loads piece i of token 8n + lane / 4; `fetch(i)` brings the codes of piece i to `raw`
+// where they are not there yet.
+template <Format F, int M, int NT, class PieceOf, class Fetch>
 DEVICE void multiply_block(float (&sums)[M][NT][4], const RawBlock<F> (&raw)[M], const RowsLane<F> (&from)[M],
-                           PieceOf piece_of) {
+                           PieceOf piece_of, Fetch fetch) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
+    fetch(i);
     unsigned low[M][4], high[M][4];
 #pragma unroll
     for (int m = 0; m < M; ++m) {
       unsigned a[4], b[4];
-      decode_piece<F>(a, raw[m], 0, i);
-      decode_piece<F>(b, raw[m], 1, i);
+      decode_piece<F>(a, raw[m], 0, i, from[m].unpack);
+      decode_piece<F>(b, raw[m], 1, i, from[m].unpack);
       if constexpr (F == Format::FP8_ROUNDED) {
         scale_pairs(a, from[m].scale(raw[m]));
         scale_pairs(b, from[m].scale(raw[m]));
@@ -185,11 +210,12 @@ template <Format F, int NT>
 constexpr bool IN_UNITS = F == Format::FP8 && NT > 1;
 
 // Add the products of one block with their scale. Blocks with scale 0 add nothing.
-template <Format F, int M, int NT, class PieceOf>
-DEVICE void add_block(float (&sums)[M][NT][4], RawBlock<F> (&raw)[M], RowsLane<F> (&from)[M], PieceOf piece_of) {
+template <Format F, int M, int NT, class PieceOf, class Fetch>
+DEVICE void add_block(float (&sums)[M][NT][4], const RawBlock<F> (&raw)[M], RowsLane<F> (&from)[M], PieceOf piece_of,
+                      Fetch fetch) {
   if constexpr (F == Format::FP8 && !IN_UNITS<F, NT>) {
     float block[M][NT][4] = {};
-    multiply_block<F, M, NT>(block, raw, from, piece_of);
+    multiply_block<F, M, NT>(block, raw, from, piece_of, fetch);
 #pragma unroll
     for (int m = 0; m < M; ++m) {
       const float scale = from[m].scale(raw[m]);
@@ -202,15 +228,14 @@ DEVICE void add_block(float (&sums)[M][NT][4], RawBlock<F> (&raw)[M], RowsLane<F
   for (int m = 0; m < M; ++m) {
     if constexpr (IN_UNITS<F, NT>) {
       const float scale = from[m].scale(raw[m]);
-      if (scale == 0.f) {
-        for (int i = 0; i < 4; ++i) raw[m].codes[i / 2][i % 2] = make_uint4(0, 0, 0, 0);
-      } else if (scale != from[m].unit) {
+      from[m].unpack = scale == 0.f ? 0u : 0x7b807b80u;
+      if (scale != 0.f && scale != from[m].unit) {
         scale_sums<NT>(sums[m], from[m].unit / scale);
         from[m].unit = scale;
       }
     }
   }
-  multiply_block<F, M, NT>(sums, raw, from, piece_of);
+  multiply_block<F, M, NT>(sums, raw, from, piece_of, fetch);
 }
 
 // Sums as they are meant.
@@ -244,9 +269,10 @@ DEVICE void multiply_few(float (&sums)[M][NT][4], RowsLane<F> (&from)[M], const 
     for (int d = 0; d < AHEAD; ++d) {
       const int block = base + d * step, next = block + AHEAD * step;
       if (block >= blocks) break;
-      add_block<F, M, NT>(sums, raw[d], from, [&](int n, int i) {
+      const auto piece_of = [&](int n, int i) {
         return load16(rows[n] + block * 128 + 8 * piece_channels<F>(i, part));
-      });
+      };
+      add_block<F, M, NT>(sums, raw[d], from, piece_of, [](int) {});
 #pragma unroll
       for (int m = 0; m < M; ++m) {
         if (next < blocks) from[m].load(raw[d][m], next);
@@ -254,52 +280,4 @@ DEVICE void multiply_few(float (&sums)[M][NT][4], RowsLane<F> (&from)[M], const 
     }
   }
   finish_sums<F, M, NT>(sums, from);
-}
-
-// ---- 64 rows, in shared memory two blocks at a time ----
-
-constexpr int TILE_ROWS = 64, TILE_WARPS = 8;
-constexpr int TILE_STRIDE = 160;  // bf16 of a row's block and padding: neighbouring rows do not share banks
-constexpr int TILE_BYTES = TILE_ROWS * TILE_STRIDE * 2;
-
-// Begin to copy block number `block` of the 64 rows; each of 256 threads has four rows, 16 apart. Pieces
-// are placed as they are read: piece i of the four parts together.
-template <Format F>
-DEVICE void copy_tile(bf16* to, const bf16* const (&rows)[4], int block) {
-  const int i = threadIdx.x % 16 / 4, part = threadIdx.x % 4, row = threadIdx.x / 16;
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    cp_async16(to + (row + 16 * j) * TILE_STRIDE + 8 * (4 * i + part),
-               rows[j] + block * 128 + 8 * piece_channels<F>(i, part));
-  }
-  cp_async_commit();
-}
-
-// Add to sums (zero, but for BF16) the products of 64 rows with 16 rows of two matrices per warp, over all blocks.
-// Shared memory: 2 * TILE_BYTES, free for the block at the end.
-template <Format F>
-DEVICE void multiply_tile(float (&sums)[2][8][4], RowsLane<F> (&from)[2], const bf16* const (&rows)[4], int blocks) {
-  bf16* shared = reinterpret_cast<bf16*>(shared_memory());
-  const int lane = threadIdx.x % 32;
-  RawBlock<F> raw[2], next[2];
-  from[0].load(raw[0], 0);
-  from[1].load(raw[1], 0);
-  copy_tile<F>(shared, rows, 0);
-#pragma unroll 1
-  for (int block = 0; block < blocks; ++block) {
-    cp_async_wait<0>();
-    __syncthreads();
-    const bool more = block + 1 < blocks;
-    if (more) {
-      copy_tile<F>(shared + (block + 1) % 2 * (TILE_BYTES / 2), rows, block + 1);
-      from[0].load(next[0], block + 1);
-      from[1].load(next[1], block + 1);
-    }
-    const bf16* mine = shared + block % 2 * (TILE_BYTES / 2) + lane / 4 * TILE_STRIDE + lane % 4 * 8;
-    add_block<F, 2, 8>(sums, raw, from, [&](int n, int i) { return load16(mine + 8 * n * TILE_STRIDE + 32 * i); });
-    raw[0] = next[0];
-    raw[1] = next[1];
-  }
-  finish_sums<F, 2, 8>(sums, from);
-  __syncthreads();
 }
