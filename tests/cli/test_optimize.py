@@ -59,7 +59,8 @@ def test_the_default_passes_make_what_export_makes(traced: Path, tmp_path: Path,
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert tuple(one["name"] for one in report["passes"]) == DEFAULT
-    assert (report["passes"][0]["before"]["launches"], report["passes"][-1]["after"]["launches"]) == (115, 92)
+    # One more than in bf16: the embeddings' cast.
+    assert (report["passes"][0]["before"]["launches"], report["passes"][-1]["after"]["launches"]) == (116, 93)
     exported = export_nano(tmp_path / "exported", dtype="float32", max_seq_len=512)
     ours, theirs = Manifest.load(tmp_path / "out"), Manifest.load(exported)
     assert (ours.passes, ours.ops, ours.states) == (theirs.passes, theirs.ops, theirs.states)
@@ -137,7 +138,7 @@ def test_launches_are_shown_by_kind(traced: Path, cli: Cli) -> None:
     report = json.loads(cli("inspect", traced, "--launches", "--json").stdout)
     kinds = {one["kind"]: one for one in report["kinds"]}
     assert (kinds["csa_topk"]["launches"], kinds["hca_topk"]["count"]) == (31, 2)
-    assert report["total"]["launches"] == 115
+    assert report["total"]["launches"] == 116
 
 
 def test_embedded_weights_go_along(tmp_path: Path, cli: Cli) -> None:

@@ -14,11 +14,14 @@ import onnxruntime
 from host_device import HostDevice
 
 from v4graph.manifest import Manifest
+from v4graph.numerics import BF16
+from v4graph.verify.graph_runner import fed
 from v4graph_runtime.state import state_tensors
 
 SCRATCH = 1000
 TYPES = {
     "tensor(float)": np.float32,
+    "tensor(bfloat16)": BF16,
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
     "tensor(int8)": np.int8,
@@ -227,7 +230,7 @@ class FakeContext:
             value.name: device.view(addresses[value.name], shapes[value.name], TYPES[value.type]).copy()
             for value in self.engine.session.get_inputs()
         }
-        results = self.engine.session.run(None, feeds)
+        results = self.engine.session.run(None, fed(feeds))
         for name, result in zip(self.engine.outputs, results, strict=True):
             np.copyto(device.view(addresses[name], result.shape, result.dtype), result)
 

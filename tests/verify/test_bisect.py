@@ -135,7 +135,7 @@ def test_a_reproducer_keeps_matrices_in_bfloat16(nano_exact: Path, tmp_path: Pat
     assert Repro.load(saved).given["gate"].dtype.name == "bfloat16"
     again = verify("--repro", saved)
     assert again.exit_code == 1
-    assert "V4RouteTopK: output 'weights': " in again.stdout
+    assert "V4RouteTopK: output 'ids': " in again.stdout
 
 
 def test_text_names_the_op_and_the_file(nano_v4: Path, tmp_path: Path, verify: Verify) -> None:
