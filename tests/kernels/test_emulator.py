@@ -154,7 +154,7 @@ def first_case(text: str) -> KernelCase:
         # A key too far from the window.
         ("attention_keys.cuh", "position - keys.window + 1", "position - keys.window", "WindowAttention-S9"),
         # The same of many tokens, and a token's last tile left out.
-        ("attention_wide.cu", "__syncthreads();  // the tile", "// the tile", "V4WindowAttention-S67"),
+        ("attention_wide.cu", "__syncthreads();  // the tile", "// the tile", "WindowAttention-S67-H36"),
         ("attention_wide.cuh", "count + TILE - 1) / TILE", "count) / TILE", "V4CompressedAttention-S99"),
         ("tiles.cuh", "    cp_async_wait<0>();\n", "", "V4LinearF32-S70"),
         ("compress.cuh", "= mine;\n  __syncthreads();", "= mine;", "V4Compress"),
