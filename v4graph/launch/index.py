@@ -1,9 +1,8 @@
 """Launch plan of the indexer.
 
-Many tokens: queries are prepared once, scores go through workspace (at most 256 MB of them, or one tile of
-tokens, at a time), and a block selects for a token. Few tokens: queries are prepared in the blocks that
-score, and blocks share a token's selection; where its entries may be too many to rank, after a histogram and
-a list.
+Scores go through workspace: at most 256 MB of them, or one tile of tokens, at a time. A block selects for one
+token; where that leaves SMs idle, many rank a token's entries instead, after a histogram has left few of
+them.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ _SCORES = 1 << 26
 # As in index_select.cu: entries that are ranked as they are; of a list; words of a token's histogram.
 _RANKED, _LISTED, _WORDS = 2048, 16384, 8192 + 32
 _SELECTION = "1024*8 + 2048*4 + 36*4"
-_SIZES = ("S", "N", "ratio")
+_ROWS = ("S", "N", "ratio")
 
 PLAN = LaunchPlan(
     op="V4IndexTopK",
@@ -24,22 +23,23 @@ PLAN = LaunchPlan(
         "share": "min(S, 8)",
         "tiles": "B*cdiv(S, share)",
         "chunk": f"max(1, min(min(tiles, 65535), {_SCORES}//(share*N)))",
+        "chunks": "cdiv(tiles, chunk)",
         # A block alone takes time in proportion to N; ranking, to the square of at most 2048.
         "long": f"N > {_RANKED}",
-        "few": f"T <= where(long, 32, 8) and T*N <= {_SCORES} and Hi <= 128",
-        "chunks": "where(few, 0, cdiv(tiles, chunk))",
-        "listed_tokens": "where(few and long, T, 0)",
-        # Blocks that share the keys of a token, its scores, its ranking.
-        "scorers": "min(cdiv(N, 128), max(8, 264//T))",
-        "sharers": "min(64, cdiv(N, 4096))",
+        "ranked": "chunks == 1 and T <= where(long, 32, 8)",
+        "rows_of_scores": "tiles*share",
+        "listed_rows": "where(long and ranked, rows_of_scores, 0)",
+        # Blocks that share the scores of a token, or its ranking.
+        "sharers": "max(1, min(64, cdiv(N, 4096)))",
         "rankers": "max(8, 128//T)",
     },
     workspace={
         "prepared": "T*Hi*C*2",
         "gains": "T*Hi*4",
         "scores": f"4*min(tiles*share*N, max({_SCORES}, share*N))",
-        "counts": f"where(long, min(T, 32)*{_WORDS}*4, 0)",
-        "listed": f"where(long, min(T, 32)*{_LISTED}*8, 0)",
+        # Rows of up to 32 tokens in tiles of eight are fewer than 64.
+        "counts": f"where(long, min(rows_of_scores, 64)*{_WORDS}*4, 0)",
+        "listed": f"where(long, min(rows_of_scores, 64)*{_LISTED}*8, 0)",
     },
     needs={
         "C == 128": "index keys must be 128 wide",
@@ -52,10 +52,9 @@ PLAN = LaunchPlan(
             grid=("cdiv(T*Hi, 4)", "1", "1"),
             block=128,
             args=(
-                *("q", "weights", "freqs", "start", "prepared", "gains"),
-                *("T*Hi", "S", "Hi", "F", "quantise", "scale"),
+                *("q", "weights", "freqs", "start", "prepared", "gains", "counts"),
+                *("T*Hi", "S", "Hi", "F", "quantise", f"listed_rows*{_WORDS}", "scale"),
             ),
-            when="not few",
         ),
         Step(
             "index.v4_index_scores",
@@ -72,43 +71,33 @@ PLAN = LaunchPlan(
             "index_select.v4_index_select",
             grid=("min(chunk, tiles - i*chunk)*share", "1", "1"),
             block=512,
-            args=("scores", "start", "rows", *_SIZES, "topk", "share", "i*chunk"),
+            args=("scores", "start", "rows", *_ROWS, "topk", "share", "i*chunk"),
             shared=_SELECTION,
+            when="not ranked",
             repeat="chunks",
             group="chunk",
         ),
         Step(
-            "index.v4_index_scores_few",
-            grid=("scorers", "T", "1"),
-            block=256,
-            args=(
-                *("q", "weights", "keys", "freqs", "start", "scores", "counts"),
-                *("S", "Hi", "N", "F", "ratio", "quantise", f"where(long, {_WORDS}, 0)", "scale"),
-            ),
-            shared="Hi*(160*2 + 4)",
-            when="few",
-        ),
-        Step(
             "index_select.v4_index_count",
-            grid=("sharers", "listed_tokens", "1"),
+            grid=("sharers", "listed_rows", "1"),
             block=512,
-            args=("scores", "start", "counts", *_SIZES),
+            args=("scores", "start", "counts", *_ROWS, "share"),
             shared="8192*4",
         ),
         Step(
             "index_select.v4_index_collect",
-            grid=("sharers", "listed_tokens", "1"),
+            grid=("sharers", "listed_rows", "1"),
             block=512,
-            args=("scores", "start", "counts", "listed", *_SIZES, "topk"),
+            args=("scores", "start", "counts", "listed", *_ROWS, "topk", "share"),
             shared="36*4",
         ),
         Step(
             "index_select.v4_index_rank",
-            grid=("rankers", "T", "1"),
+            grid=("rankers", "rows_of_scores", "1"),
             block=256,
-            args=("scores", "start", "counts", "listed", "rows", *_SIZES, "topk"),
+            args=("scores", "start", "counts", "listed", "rows", *_ROWS, "topk", "share"),
             shared=f"max({_RANKED}*8, {_SELECTION})",
-            when="few",
+            when="ranked",
         ),
     ),
 )

@@ -12,34 +12,39 @@ constexpr int COUNT_BITS = 13;          // of an ordered score: sign, exponent, 
 constexpr int COUNTS = 1 << COUNT_BITS;
 constexpr int WORDS = COUNTS + 32;      // of a token: its histogram, the length of its list, nothing
 
-// Entries that a token of all slots' sees.
-DEVICE int visible_to(long token, const int* start, int S, int N, int ratio) {
-  return min(N, (start[token / S] + static_cast<int>(token % S) + 1) / ratio);
-}
+// Which token a row of scores belongs to. A tile of `share` rows is one slot's.
+struct Row {
+  long token;   // of all slots'
+  int visible;  // entries that it sees; -1: the row is no token's
 
-// rows[token] = the topk best of the entries that the token sees, then -1. A tile of `share` rows of scores is one
-// slot's; the launch takes the tiles from first_tile on. Shared memory: as `Selection`.
+  DEVICE Row(int row, const int* start, int S, int N, int ratio, int share) {
+    const int tiles_per_slot = (S + share - 1) / share, tile = row / share;
+    const int slot = tile / tiles_per_slot, s = tile % tiles_per_slot * share + row % share;
+    token = long(slot) * S + s;
+    visible = s < S ? min(N, (start[slot] + s + 1) / ratio) : -1;
+  }
+};
+
+// rows[token] = the topk best of the entries that the token sees, then -1. Shared memory: as `Selection`.
 V4_KERNEL(v4_index_select, 512, 2, const float* scores, const int* start, int* rows, int S, int N, int ratio, int topk,
           int share, int first_tile) {
-  const int tiles_per_slot = (S + share - 1) / share, tile = blockIdx.x / share + first_tile;
-  const int s = tile % tiles_per_slot * share + blockIdx.x % share;
-  if (s >= S) return;
-  const long token = long(tile / tiles_per_slot) * S + s;
-  const Entries entries{scores + long(blockIdx.x) * N, nullptr, visible_to(token, start, S, N, ratio)};
-  select_in_block<512>(Selection(shared_memory()), entries, rows + token * topk, topk);
+  const Row row(blockIdx.x + first_tile * share, start, S, N, ratio, share);
+  if (row.visible < 0) return;
+  const Entries entries{scores + long(blockIdx.x) * N, nullptr, row.visible};
+  select_in_block<512>(Selection(shared_memory()), entries, rows + row.token * topk, topk);
 }
 
 // Adds the histogram of the block's share of a token's scores to `counts`. Shared memory: COUNTS words.
-V4_KERNEL(v4_index_count, 512, 2, const float* scores, const int* start, unsigned* counts, int S, int N,
-          int ratio) {
-  const int n = visible_to(blockIdx.y, start, S, N, ratio);
-  if (n <= RANKED) return;
+V4_KERNEL(v4_index_count, 512, 2, const float* scores, const int* start, unsigned* counts, int S, int N, int ratio,
+          int share) {
+  const Row row(blockIdx.y, start, S, N, ratio, share);
+  if (row.visible <= RANKED) return;
   unsigned* bins = reinterpret_cast<unsigned*>(shared_memory());
   for (int i = threadIdx.x * 4; i < COUNTS; i += blockDim.x * 4) store16(bins + i, make_uint4(0, 0, 0, 0));
   __syncthreads();
   const float* mine = scores + long(blockIdx.y) * N;
 #pragma unroll 4
-  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) {
+  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < row.visible; i += gridDim.x * blockDim.x) {
     atomicAdd(&bins[ordered(mine[i]) >> (32 - COUNT_BITS)], 1u);
   }
   __syncthreads();
@@ -51,18 +56,18 @@ V4_KERNEL(v4_index_count, 512, 2, const float* scores, const int* start, unsigne
 
 // Lists the block's share of the entries that may be among the topk best. Shared memory: 36 words.
 V4_KERNEL(v4_index_collect, 512, 2, const float* scores, const int* start, unsigned* counts,
-          unsigned long long* listed, int S, int N, int ratio, int topk) {
-  const int n = visible_to(blockIdx.y, start, S, N, ratio);
-  if (n <= RANKED) return;
+          unsigned long long* listed, int S, int N, int ratio, int topk, int share) {
+  const Row row(blockIdx.y, start, S, N, ratio, share);
+  if (row.visible <= RANKED) return;
   unsigned* bins = counts + long(blockIdx.y) * WORDS;
   int* words = reinterpret_cast<int*>(shared_memory());
   find_bin<COUNTS, 512>(bins, words, topk);
   const unsigned least = words[32], lane = threadIdx.x % 32;
   const float* mine = scores + long(blockIdx.y) * N;
-  for (int base = blockIdx.x * blockDim.x; base < n; base += gridDim.x * blockDim.x) {
+  for (int base = blockIdx.x * blockDim.x; base < row.visible; base += gridDim.x * blockDim.x) {
     const int i = base + threadIdx.x;
-    const unsigned key = i < n ? ordered(mine[i]) : 0u;
-    const bool wanted = i < n && key >> (32 - COUNT_BITS) >= least;
+    const unsigned key = i < row.visible ? ordered(mine[i]) : 0u;
+    const bool wanted = i < row.visible && key >> (32 - COUNT_BITS) >= least;
     const unsigned votes = __ballot_sync(FULL, wanted);
     if (votes == 0) continue;
     unsigned at = lane == 0 ? atomicAdd(&bins[COUNTS], static_cast<unsigned>(__popc(votes))) : 0u;
@@ -71,21 +76,23 @@ V4_KERNEL(v4_index_collect, 512, 2, const float* scores, const int* start, unsig
   }
 }
 
-// The entries that `rank` chooses from: all n, or those listed if there are too many and the list holds them.
-DEVICE Entries entries_of(int n, const float* scores, const unsigned* counts, const unsigned long long* listed) {
-  if (n <= RANKED) return {scores, nullptr, n};
+// The entries that `rank` chooses from: all, or those listed if there are too many and the list holds them.
+DEVICE Entries entries_of(const Row& row, const float* scores, const unsigned* counts,
+                          const unsigned long long* listed) {
+  if (row.visible <= RANKED) return {scores, nullptr, row.visible};
   const int length = static_cast<int>(min(counts[COUNTS], static_cast<unsigned>(LISTED + 1)));
-  return length <= LISTED ? Entries{scores, listed, length} : Entries{scores, nullptr, n};
+  return length <= LISTED ? Entries{scores, listed, length} : Entries{scores, nullptr, row.visible};
 }
 
 // rows[token] as `select` makes it; the blocks of a token share its entries, two a warp at a time. Where too many are
 // alike for counting, the first block selects. Shared memory: RANKED keys, or as `Selection`.
 V4_KERNEL(v4_index_rank, 256, 2, const float* scores, const int* start, const unsigned* counts,
-          const unsigned long long* listed, int* rows, int S, int N, int ratio, int topk) {
-  const long token = blockIdx.y;
-  const Entries entries = entries_of(visible_to(token, start, S, N, ratio), scores + token * N, counts + token * WORDS,
-                                     listed + token * LISTED);
-  int* to = rows + token * topk;
+          const unsigned long long* listed, int* rows, int S, int N, int ratio, int topk, int share) {
+  const Row row(blockIdx.y, start, S, N, ratio, share);
+  if (row.visible < 0) return;
+  const Entries entries = entries_of(row, scores + long(blockIdx.y) * N, counts + long(blockIdx.y) * WORDS,
+                                     listed + long(blockIdx.y) * LISTED);
+  int* to = rows + row.token * topk;
   if (entries.count > RANKED) {
     if (blockIdx.x == 0) select_in_block<256>(Selection(shared_memory()), entries, to, topk);
     return;

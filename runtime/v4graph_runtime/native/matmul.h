@@ -94,8 +94,12 @@ inline void stream_f32(const Matrix& w, int64_t row, const float* x, float* y) {
     if constexpr (F::quantised) {
         for (int64_t k = 0; k < w.columns; k += 32) {
             float scale[R];
-            for (int r = 0; r < R; ++r)
+            const bool line = F::bytes(k) % 64 == 0;
+            const uint8_t* next = p + fetch_at(R, step, F::bytes(k));
+            for (int r = 0; r < R; ++r) {
+                if (line) __builtin_prefetch(next + r * step);
                 scale[r] = w.scale_at(row + r, w.format == Format::FP4 ? k : k & ~int64_t{127});
+            }
             for (int i = 0; i < 32; i += W) {
                 V a = load(x + k + i);
                 for (int r = 0; r < R; ++r) total[r] += a * (F::read(p + r * step, k + i) * scale[r]);
@@ -153,7 +157,7 @@ inline void multiply(const Tokens& tokens, const Matrix& w, int64_t row, int64_t
             float* out = y + first * stride;
             int64_t r = 0;
             if (w.format == Format::FP4) {
-                for (; r + 4 <= tile; r += 4) stream_fp4<4>(fp4, w, row + r, x, out + r);
+                for (; r + 8 <= tile; r += 8) stream_fp4<8>(fp4, w, row + r, x, out + r);
                 for (; r < tile; ++r) stream_fp4<1>(fp4, w, row + r, x, out + r);
             } else {
                 // The scale of these rows goes to the token instead: as exact, and done once.

@@ -168,15 +168,14 @@ struct Fp8Weights {
     static V read(const uint8_t* row, int64_t k) {
         const uint8_t* p = row + k;
 #if defined(__AVX512F__)
-        // As half floats, whose exponent bias is 8 greater; their subnormals are e4m3's.
-        __m256i w = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-        __m256i half = _mm256_or_si256(_mm256_slli_epi16(_mm256_and_si256(w, _mm256_set1_epi16(0x7f)), 7),
-                                       _mm256_slli_epi16(_mm256_and_si256(w, _mm256_set1_epi16(0x80)), 8));
+        // As half floats, whose exponent bias is 8 greater; their subnormals are e4m3's. The sign, extended, is in
+        // both upper bits after the shift.
+        __m256i w = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+        __m256i half = _mm256_and_si256(_mm256_slli_epi16(w, 7), _mm256_set1_epi16(static_cast<short>(0xbf80)));
         return (V)_mm512_cvtph_ps(half) * 256.0f;
 #elif defined(__AVX2__) && defined(__F16C__)
-        __m128i w = _mm_cvtepu8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-        __m128i half = _mm_or_si128(_mm_slli_epi16(_mm_and_si128(w, _mm_set1_epi16(0x7f)), 7),
-                                    _mm_slli_epi16(_mm_and_si128(w, _mm_set1_epi16(0x80)), 8));
+        __m128i w = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+        __m128i half = _mm_and_si128(_mm_slli_epi16(w, 7), _mm_set1_epi16(static_cast<short>(0xbf80)));
         return (V)_mm256_cvtph_ps(half) * 256.0f;
 #else
         V v;
