@@ -1,7 +1,8 @@
 """Ops of one decoded token at Flash width: GB/s of weights beside the machine's read rate, in one run.
 
-Each op has several sets of weights, more than the caches hold, and takes them in turn, so that weights come
-from memory as in a model. Rounds of all ops and of the plain read alternate; medians are printed.
+Each op has several sets of weights, more than the caches hold; one run of the session calls it on all of
+them, so that weights come from memory as in a model. Rounds of all ops and of the plain read alternate;
+medians are printed.
 """
 
 from __future__ import annotations
@@ -82,51 +83,64 @@ def moe(width: int, inner: int, experts: int, topk: int) -> Op:
     return Op(f"MoE {topk} of {experts} FP4 + shared FP8", "V4MoE", inputs, {"limit": 10.0}, read)
 
 
-def open_op(op: Op, threads: int) -> Callable[[], None]:
-    """Return a call of the op on the next set of weights."""
-    spec = OPS_BY_NAME[op.op]
-    values = [
-        ir.Value(name=name, type=ir.TensorType(TYPES[str(array.dtype)]), shape=ir.Shape([None] * array.ndim))
-        for name, array in op.inputs.items()
+def calls_of(op: Op) -> list[dict[str, np.ndarray]]:
+    """Return the inputs of as many calls as the op has sets of weights; of experts, each takes others."""
+    if op.op == "V4MoE":
+        experts, ids = op.inputs["w1"].shape[0], op.inputs["ids"]
+        chosen = np.arange(experts // ids.size * ids.size, dtype=np.int32).reshape(-1, *ids.shape)
+        return [{**op.inputs, "ids": one} for one in chosen]
+    copies = max(2, WEIGHTS // op.read)
+    return [
+        {name: array if turn == 0 or array.ndim == 3 else array.copy() for name, array in op.inputs.items()}
+        for turn in range(copies)
     ]
+
+
+def graph_of(op: Op, calls: list[dict[str, np.ndarray]]) -> tuple[ir.Graph, dict[str, np.ndarray]]:
+    """Return a graph with all calls, as a model's has many, and what its inputs are bound to."""
+    spec = OPS_BY_NAME[op.op]
     attributes = [ir.convenience.convert_attribute(k, v) for k, v in op.attributes.items()]
-    node = ir.Node(DOMAIN, op.op, values, attributes, num_outputs=len(spec.outputs))
-    for value, port in zip(node.outputs, spec.outputs, strict=True):
-        value.name, value.type = f"out_{port.name}", ir.TensorType(ir.DataType.FLOAT)
-        value.shape = ir.Shape([None] * len(port.dims))
-    graph = ir.Graph(values, node.outputs, nodes=[node], opset_imports=dict(OPSETS), name="op")
+    values: dict[int, ir.Value] = {}
+    bound: dict[str, np.ndarray] = {}
+    nodes = []
+    for turn, call in enumerate(calls):
+        for name, array in call.items():
+            if id(array) not in values:
+                kind, shape = ir.TensorType(TYPES[str(array.dtype)]), ir.Shape([None] * array.ndim)
+                values[id(array)] = ir.Value(name=f"{name}.{turn}", type=kind, shape=shape)
+                bound[f"{name}.{turn}"] = array
+        inputs = [values[id(array)] for array in call.values()]
+        node = ir.Node(DOMAIN, op.op, inputs, attributes, num_outputs=len(spec.outputs))
+        for value, port in zip(node.outputs, spec.outputs, strict=True):
+            value.name, value.type = f"out_{port.name}.{turn}", ir.TensorType(ir.DataType.FLOAT)
+            value.shape = ir.Shape([None] * len(port.dims))
+        nodes.append(node)
+    outputs = [value for node in nodes for value in node.outputs]
+    graph = ir.Graph(list(values.values()), outputs, nodes=nodes, opset_imports=dict(OPSETS), name="calls")
+    return graph, bound
+
+
+def open_op(op: Op, threads: int) -> tuple[Callable[[], None], int]:
+    """Return a run of the op on each of its sets of weights, and how many these are."""
+    calls = calls_of(op)
+    graph, bound = graph_of(op, calls)
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
     settings.intra_op_num_threads = threads
     cpu_kernels.register(settings, [], threads)
     model = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
     session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
-    stacked = op.op == "V4MoE"
-    copies = 1 if stacked else max(2, WEIGHTS // max(op.read, 1))
-    keep, bindings = [], []
-    for turn in range(copies):
-        binding = session.io_binding()
-        for name, array in op.inputs.items():
-            own = array if turn == 0 or array.ndim == 3 else array.copy()
-            keep.append(own)
-            binding.bind_ortvalue_input(name, host_value(onnxruntime, own))
-        for value in node.outputs:
-            binding.bind_output(value.name)
-        bindings.append(binding)
-    turn = 0
-    experts = op.inputs["w1"].shape[0] if stacked else 0
+    binding = session.io_binding()
+    for name, array in bound.items():
+        binding.bind_ortvalue_input(name, host_value(onnxruntime, array))
+    for value in graph.outputs:
+        binding.bind_output(value.name)
 
     def run() -> None:
-        nonlocal turn
-        binding = bindings[turn % copies]
-        if stacked:
-            ids = op.inputs["ids"]
-            ids[...] = (np.arange(ids.size) + turn * ids.size) % experts
         session.run_with_iobinding(binding)
-        turn += 1
 
-    run.__dict__["keep"] = keep
-    return run
+    run.__dict__["keep"] = bound
+    return run, len(calls)
 
 
 def main() -> None:
@@ -154,11 +168,9 @@ def main() -> None:
         begin = time.perf_counter()
         library.v4graph_cpu_read(memory.ctypes.data, memory.nbytes, arguments.threads)
         reads.append(memory.nbytes / (time.perf_counter() - begin) / 1e9)
-        for op, run, found in zip(ops, runs, times, strict=True):
-            calls = max(1, (256 << 20) // op.read)
+        for (run, calls), found in zip(runs, times, strict=True):
             begin = time.perf_counter()
-            for _ in range(calls):
-                run()
+            run()
             found.append((time.perf_counter() - begin) / calls)
     rate = statistics.median(reads)
     print(f"read rate {rate:.1f} GB/s, {arguments.threads} threads, median of {arguments.rounds} rounds\n")
