@@ -53,7 +53,8 @@ kernel-docs: kernels ## Write the tables of docs/kernels.md and docs/kernel-reso
 
 # Where the GPU is, packages may come with the machine: without .venv these run in PYTHON's environment.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
-GPU_RUN := PYTHONPATH=.:export:plugins:runtime:tests/support $(GPU_PYTHON)
+GPU_PATH := PYTHONPATH=.:export:plugins:runtime:tests/support
+GPU_RUN := $(GPU_PATH) $(GPU_PYTHON)
 GPU_NAME = $(shell $(GPU_RUN) -c 'from v4graph.gpu import gpus; print(*(gpu.target for gpu in gpus()[:1]))')
 BENCH_OUT ?= benchmarks/$(or $(GPU_NAME),no-gpu)
 
@@ -69,8 +70,7 @@ test-gpu: gpu-kernels ## The tests that need an NVIDIA GPU (90 seconds on an H10
 # Without torch's memory pool every tensor has bounds of its own.
 sanitize-gpu: gpu-kernels ## compute-sanitizer's memcheck and racecheck over one shape of every op (needs a GPU)
 	for tool in memcheck racecheck; do \
-	    PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTHONPATH=.:export:plugins:runtime:tests/support \
-	    compute-sanitizer --tool $$tool --report-api-errors no --error-exitcode 1 $(GPU_PYTHON) $(GPU_PYTEST) \
+	    PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(GPU_PATH) compute-sanitizer --tool $$tool --report-api-errors no --error-exitcode 1 $(GPU_PYTHON) $(GPU_PYTEST) \
 	        tests/gpu/test_kernels_on_gpu.py -k one_shape_of_each || exit 1; \
 	done
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
+from op_sessions import open_graph
 
 from v4graph.config import ModelConfig
 from v4graph.ops import DOMAIN, OPS_BY_NAME
 from v4graph.ops.spec import evaluate_dim
 from v4graph_export.functions import OPSETS
-from v4graph_runtime import cpu_kernels
 
 RATIOS = (4, 128)  # of a CSA layer and of an HCA layer
 ONNX = {"float32": ir.DataType.FLOAT, "int32": ir.DataType.INT32}
@@ -89,12 +89,7 @@ def op_session(
         value.name, value.type = f"out_{port.name}", ir.TensorType(ONNX[dtype])
         value.shape = ir.Shape([None] * len(port.dims))
     graph = ir.Graph(values, node.outputs, nodes=[node], opset_imports=dict(OPSETS), name="op")
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 3
-    settings.intra_op_num_threads = threads
-    cpu_kernels.register(settings, [], threads)
-    model = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
-    return onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+    return open_graph(graph, threads)
 
 
 def multiplication(threads: int) -> Call:
@@ -106,10 +101,7 @@ def multiplication(threads: int) -> Call:
     node = ir.Node("", "MatMul", values, [], num_outputs=1)
     node.outputs[0].name, node.outputs[0].type = "y", ir.TensorType(ir.DataType.FLOAT)
     graph = ir.Graph(values, node.outputs, nodes=[node], opset_imports={"": 24}, name="product")
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = threads
-    model = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
-    session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+    session = open_graph(graph, threads)
 
     def call() -> None:
         session.run(None, {"a": square, "b": square})

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
+from op_sessions import open_graph
 
 from v4graph.ops import DOMAIN, OPS_BY_NAME
 from v4graph.ort import host_value
@@ -124,12 +125,7 @@ def open_op(op: Op, threads: int) -> tuple[Callable[[], None], int]:
     """Return a run of the op on each of its sets of weights, and how many these are."""
     calls = calls_of(op)
     graph, bound = graph_of(op, calls)
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 3
-    settings.intra_op_num_threads = threads
-    cpu_kernels.register(settings, [], threads)
-    model = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
-    session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+    session = open_graph(graph, threads)
     binding = session.io_binding()
     for name, array in bound.items():
         binding.bind_ortvalue_input(name, host_value(onnxruntime, array))

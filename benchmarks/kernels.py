@@ -85,6 +85,10 @@ class Gpu:
     """Times work on the GPU."""
 
     def __init__(self) -> None:
+        if not torch.cuda.is_available():
+            raise click.ClickException(
+                "torch sees no NVIDIA GPU here; run where there is one, or try the script with --emulate."
+            )
         torch.set_default_device("cuda")
         self.name = torch.cuda.get_device_name()
         target = f"sm{''.join(map(str, torch.cuda.get_device_capability()))}"

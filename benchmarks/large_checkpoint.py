@@ -117,7 +117,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="where checkpoint and engine are, or will be made")
-    parser.add_argument("--checkpoint", type=Path, help="the packed checkpoint (FOLDER/packed)")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="a packed checkpoint; left out, one is made in FOLDER"
+    )
     parser.add_argument("--threads", type=int, default=0, help="threads (all cores)")
     parser.add_argument("--tokens", type=int, default=16, help="tokens decoded (16)")
     parser.add_argument("--runs", type=int, default=3, help="processes in turn, the first one cold (3)")
@@ -125,6 +127,10 @@ def main() -> int:
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     checkpoint = arguments.checkpoint or arguments.folder / "packed"
+    if arguments.checkpoint and not checkpoint.is_dir():
+        parser.error(
+            f"--checkpoint {checkpoint}: no such directory; leave it out, and one is made in FOLDER."
+        )
     if arguments.child:
         numbers = measure(arguments.folder / "engine", checkpoint, arguments.tokens, arguments.threads)
         print(json.dumps(numbers))

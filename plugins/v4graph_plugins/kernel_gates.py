@@ -24,16 +24,7 @@ SHARED_LIMITS = {
 }
 # Bytes that kernels outside the hot paths may spill: unquantised weights, many tokens at a time. The wide
 # attentions hold 192 registers of sums and queries; on sm100 and sm120 one or two find no place.
-# The tiles of quantised weights put some addresses away once in 128 columns, so that two blocks fit a
-# multiprocessor: one block without spills reached 125 to 208 TFLOP/s (H100), two with them 180 to 222 (H200).
 MAY_SPILL = {
-    "linear.v4_fp8_linear_many": 160,
-    "linear.v4_fp8_grouped_many": 320,
-    "project.v4_project_pair_many": 416,
-    "moe_tiles.v4_moe_fp4_up_64": 336,
-    "moe_tiles.v4_moe_fp4_down_64": 352,
-    "moe_tiles.v4_moe_fp8_up_64": 320,
-    "moe_tiles.v4_moe_fp8_down_64": 192,
     "attention_wide.v4_compressed_attention_64": 16,
     "attention_wide.v4_window_attention_64": 16,
     "attention_wide.v4_selected_attention_64": 16,

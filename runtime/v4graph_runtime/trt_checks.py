@@ -24,8 +24,8 @@ from v4graph_runtime.trt_engine import PLAN
 
 # Folder of the kernels that an engine ships.
 KERNELS = "kernels"
-RTX = "tensorrt_rtx"
-CHOICES: dict[str, Choice] = {"tensorrt": "full", "tensorrt_rtx": "rtx"}
+RTX = trt.PACKAGES["rtx"]
+CHOICES: dict[str, Choice] = {trt.PACKAGES["full"]: "full", RTX: "rtx"}
 
 
 @dataclass(frozen=True)

@@ -208,7 +208,8 @@ def test_another_build_of_the_version_is_accepted(
     engine_dir: Path, toy: ToyMachine, weights: ToyWeights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     toy.install(monkeypatch, load=lambda _: TensorRT(toy.trt, "tensorrt_rtx", "1.7.1.200", "as asked"))
-    Session(engine_dir, weights).close()
+    with Session(engine_dir, weights) as session:
+        assert session.position.tolist() == [0]
 
 
 def test_a_tensorrt_that_is_not_installed_is_named_with_what_needs_it(

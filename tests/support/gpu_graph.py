@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import helper, numpy_helper
-from plugin_types import PluginTypes
+from plugin_types import PluginTypes, plugin_fields
 from torch import Tensor
 
 from v4graph.ops import OPS_BY_NAME, OpSpec
@@ -43,11 +43,10 @@ class GpuGraph:
             for one in model.graph.initializer
         }
         self.plugins = {
-            node.name: creators[node.op_type].create_plugin(node.name, _fields(node), None)
+            node.name: creators[node.op_type].create_plugin(node.name, plugin_fields(_attributes(node)), None)
             for node in self.nodes
             if node.op_type in OPS_BY_NAME
         }
-        self.calls = 0
         self._moved: dict[str, tuple[Tensor, Tensor]] = {}
 
     def run(self, feeds: Mapping[str, Tensor]) -> Values:
@@ -73,15 +72,15 @@ class GpuGraph:
         return graph.replay, outputs
 
     def _enqueue(self, plugin: Any, inputs: list[Tensor]) -> list[Tensor]:
-        self.calls += 1
         spec: OpSpec = plugin.spec
-        inputs = [tensor.contiguous() for tensor in inputs]
+        given, inputs = inputs, [tensor.contiguous() for tensor in inputs]
         descs = [_desc(tensor) for tensor in inputs]
         named = {port.name: tuple(t.shape) for port, t in zip(spec.inputs, inputs, strict=True)}
         outputs = []
         types = plugin.get_output_data_types([desc.type for desc in descs])
         for i, shape in enumerate(spec.output_shapes(named, plugin.attributes)):
             source = plugin.get_aliased_input(i)
+            assert source < 0 or inputs[source] is given[source], "a state has to be dense from the start"
             kind = getattr(torch, types[i].value)
             outputs.append(
                 inputs[source] if source >= 0 else torch.empty(shape, dtype=kind, device=self.device)
@@ -96,11 +95,10 @@ class GpuGraph:
 
     def _native(self, node: onnx.NodeProto, inputs: list[Tensor]) -> Tensor:
         """Compute a node of the embedding or the head."""
-        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         devices = {tensor.device.type for tensor in inputs if tensor.dim()}
         if node.op_type == "Concat" and len(devices) > 1:
             inputs = [self._on_device(*pair) for pair in zip(node.input, inputs, strict=True)]
-        result: Tensor = _NATIVE[node.op_type](inputs, attributes)
+        result: Tensor = _NATIVE[node.op_type](inputs, _attributes(node))
         return result
 
     def _on_device(self, name: str, tensor: Tensor) -> Tensor:
@@ -113,15 +111,9 @@ class GpuGraph:
         return kept[1]
 
 
-def _fields(node: onnx.NodeProto) -> list[Any]:
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     values = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    return [
-        SimpleNamespace(
-            name=name,
-            data=np.frombuffer(value + b"\0", np.int8) if isinstance(value, bytes) else np.array([value]),
-        )
-        for name, value in values.items()
-    ]
+    return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
 
 
 def _desc(tensor: Tensor) -> Any:

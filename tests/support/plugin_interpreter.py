@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+from plugin_types import plugin_fields
 
 from v4graph.ops import OpSpec
 from v4graph_plugins.catalogue import PLUGIN_OPS
@@ -67,13 +68,7 @@ class Interpreter:
 
     def _enqueue(self, spec: OpSpec, inputs: tuple[Any, ...], attributes: dict[str, Any]) -> tuple[Any, ...]:
         self.calls[spec.name] = self.calls.get(spec.name, 0) + 1
-        fields = [
-            SimpleNamespace(name=name, data=np.frombuffer(value.encode() + b"\0", np.int8))
-            if isinstance(value, str)
-            else SimpleNamespace(name=name, data=np.array([value]))
-            for name, value in attributes.items()
-        ]
-        plugin = self.creators[spec.name].create_plugin(spec.name, fields, None)
+        plugin = self.creators[spec.name].create_plugin(spec.name, plugin_fields(attributes), None)
         arrays = [settled(array) for array in inputs]
         named = {port.name: array.shape for port, array in zip(spec.inputs, arrays, strict=True)}
         shapes = spec.output_shapes(named, plugin.attributes)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
+
+import numpy as np
 
 
 class DataType(enum.Enum):
@@ -21,6 +25,19 @@ class TensorFormat(enum.Enum):
 class PluginField:
     def __init__(self, name: str, data: Any, kind: PluginFieldType) -> None:
         self.name, self.data, self.type = name, data, kind
+
+
+def plugin_fields(attributes: Mapping[str, Any]) -> list[Any]:
+    """Return a node's attributes as a creator gets them; strings are CHARs with a NUL at the end."""
+    return [
+        SimpleNamespace(
+            name=name,
+            data=np.frombuffer(value.encode() + b"\0", np.int8)
+            if isinstance(value, str)
+            else np.array([value]),
+        )
+        for name, value in attributes.items()
+    ]
 
 
 class _Interface:

@@ -29,7 +29,7 @@ V4_LINEAR(v4_linear_f32_32, 1, (few_tokens<Format::BF16, 4, Prepare::NOTHING, fl
 V4_LINEAR(v4_linear_f32_many, 1, many_tokens<Format::BF16>, float)
 V4_FP8_LINEAR(v4_fp8_linear_8, 2, (few_tokens<Format::FP8, 1, Prepare::NOTHING, bf16>))
 V4_FP8_LINEAR(v4_fp8_linear_32, 1, (few_tokens<Format::FP8, 4, Prepare::NOTHING, bf16>))
-V4_FP8_LINEAR(v4_fp8_linear_many, 2, many_tokens<Format::FP8>)
+V4_FP8_LINEAR(v4_fp8_linear_many, 1, many_tokens<Format::FP8>)
 V4_FP8_LINEAR(v4_fp8_grouped_8, 2, (few_tokens<Format::FP8_ROUNDED, 1, Prepare::NOTHING, bf16>))
 V4_FP8_LINEAR(v4_fp8_grouped_32, 1, (few_tokens<Format::FP8_ROUNDED, 4, Prepare::NOTHING, bf16>))
 
@@ -48,7 +48,7 @@ V4_KERNEL(v4_fp8_grouped_inside, 256, 2, const bf16* x, const void* weight, cons
   }
 }
 
-V4_KERNEL(v4_fp8_grouped_many, 256, 2, const bf16* x, const void* weight, const void* scale, bf16* y, int T, int O,
+V4_KERNEL(v4_fp8_grouped_many, 256, 1, const bf16* x, const void* weight, const void* scale, bf16* y, int T, int O,
           int K, int scale_bytes, int groups) {
   const Product product{x, weight, scale, T, O, K, scale_bytes, groups};
   if (scale_bytes == 1) {

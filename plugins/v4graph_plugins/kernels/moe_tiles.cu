@@ -153,7 +153,7 @@ DEVICE void down(const Down<Out>& p) {
 }
 
 #define V4_MOE_UP(name, format)                                                                                       \
-  V4_KERNEL(name, 256, Format::format == Format::BF16 ? 1 : 2, const bf16* x, const int* token_of, const float* gain_of, const int4* tiles,                \
+  V4_KERNEL(name, 256, 1, const bf16* x, const int* token_of, const float* gain_of, const int4* tiles,                \
             const void* w1, const void* w1_scale, const void* w3, const void* w3_scale, int w_bytes, const void* s1,  \
             const void* s1_scale, const void* s3, const void* s3_scale, int s_bytes, bf16* inner, int T, int D,       \
             int I, int Is, float limit) {                                                                             \
@@ -162,7 +162,7 @@ DEVICE void down(const Down<Out>& p) {
   }
 
 #define V4_MOE_DOWN(name, format, out)                                                                             \
-  V4_KERNEL(name, 256, Format::format == Format::BF16 ? 1 : 2, const bf16* inner, const int4* tiles, const void* w2, const void* w2_scale, int w_bytes, \
+  V4_KERNEL(name, 256, 1, const bf16* inner, const int4* tiles, const void* w2, const void* w2_scale, int w_bytes, \
             const void* s2, const void* s2_scale, int s_bytes, out* routed, out* shared, int T, int D, int I,      \
             int Is) {                                                                                              \
     down<Format::format, out>(                                                                                  \

@@ -104,7 +104,7 @@ V4_KERNEL(v4_project_csa_query, 256, 2, const bf16* x, const bf16* norm, const v
 DEVICE int tiles_of(int T, int O) { return (T + TILE_ROWS - 1) / TILE_ROWS * ((O + 255) / 256); }
 
 // Many tokens. Shared memory: 2 * STAGE_BYTES. grid: tiles of a weight.
-V4_KERNEL(v4_project_pair_many, 256, 2, V4_FP8_PAIR, int T, int K, int scale_bytes) {
+V4_KERNEL(v4_project_pair_many, 256, 1, V4_FP8_PAIR, int T, int K, int scale_bytes) {
   const int block = blockIdx.x, first = tiles_of(T, O1);
   if (block < first) {
     many_tokens<Format::FP8>({x, w1, w1_scale, T, O1, K, scale_bytes, 1}, y1, block);

@@ -1,6 +1,6 @@
 // 64 rows times 16 rows of each of two weight matrices per warp. A block of eight warps keeps the rows, two 128-wide
-// blocks at a time, in shared memory, where quantised weights come too: registers then hold the sums of two blocks of
-// threads on a multiprocessor, one of which decodes while the other multiplies.
+// blocks at a time, in shared memory, where quantised weights come too: they are on their way without holding registers.
+// Capped at 128 registers two blocks would share a multiprocessor, and spill 68 to 408 bytes.
 #pragma once
 #include "rows.cuh"
 
@@ -59,8 +59,8 @@ DEVICE void fetch_codes(RawBlock<F> (&raw)[2], const unsigned char* mine, int j)
   }
 }
 
-// Add to sums (zero, but for BF16) the products of 64 rows (`row` is number threadIdx.x / 4) with 16 rows of two matrices per warp, over all blocks.
-// Shared memory: 2 * STAGE_BYTES, free for the block at the end.
+// Add to sums (zero, but for BF16) the products of 64 rows (`row` is number threadIdx.x / 4) with 16 rows of two
+// matrices per warp, over all blocks. Shared memory: 2 * STAGE_BYTES, free for the block at the end.
 template <Format F>
 DEVICE void multiply_tile(float (&sums)[2][8][4], const RowsLane<F> (&from)[2], const bf16* row, int blocks) {
   constexpr bool STAGED = F != Format::BF16;

@@ -70,7 +70,7 @@ inline void run_experts(Pool& pool, const float* x, int64_t count, std::vector<W
     for (Work& work : all) {
         const Matrix& w = work.expert.w1;
         int64_t rows = kTile;
-        while (most == 1 && rows * w.row_bytes() < 32768 && rows * pool.threads() < w.rows) rows *= 2;
+        while (most == 1 && rows * w.row_bytes() < 262144 && rows * pool.threads() < w.rows) rows *= 2;
         for (int64_t m = 0; m < work.tokens.count; m += chunk)
             for (int64_t r = 0; r < w.rows; r += rows)
                 tasks.push_back({&work, r, std::min(rows, w.rows - r), m, std::min(chunk, work.tokens.count - m)});
@@ -94,9 +94,11 @@ inline void run_experts(Pool& pool, const float* x, int64_t count, std::vector<W
                             : plain_tokens(arena, work.gate, n, I);
     }
     // Each task has a range of output channels for itself and adds the experts in order.
-    pool.run((D + kTile - 1) / kTile, [&](int64_t task) {
+    int64_t span = kTile;  // longer for one token: the start of a range finds nothing fetched
+    while (most == 1 && span < 4 * kTile && span * pool.threads() * 8 < D) span *= 2;
+    pool.run((D + span - 1) / span, [&](int64_t task) {
         Arena::Scope scope(Arena::mine());
-        const int64_t row = task * kTile, rows = std::min(kTile, D - row);
+        const int64_t row = task * span, rows = std::min(span, D - row);
         float* result = Arena::mine().get<float>(std::min(most, chunk) * rows);
         for (Work& work : all)
             for (int64_t m = 0; m < work.tokens.count; m += chunk) {

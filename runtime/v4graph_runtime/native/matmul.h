@@ -290,9 +290,10 @@ inline void multiply_all(Pool& pool, std::initializer_list<Product> products) {
     for (const Product& product : products) {
         const Matrix& w = product.weight;
         const int64_t count = product.tokens->count;
-        // Enough work for a task to be worth its start, enough tasks for all threads.
+        // Enough work for a task to be worth its start, which a single token's finds nothing fetched for; enough tasks
+        // for all threads.
         int64_t rows = kTile;
-        const int64_t least = count == 1 ? 65536 : 32768;
+        const int64_t least = count == 1 ? 524288 : 32768;
         while (rows * w.row_bytes() < least && rows * pool.threads() * 4 < w.rows) rows *= 2;
         const int64_t tiles = (w.rows + rows - 1) / rows;
         int64_t parts = tiles >= 2 * pool.threads() ? 1 : (2 * pool.threads() + tiles - 1) / tiles;
