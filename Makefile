@@ -15,7 +15,7 @@ setup: $(STAMP) ## Make .venv and install v4graph with every extra (once)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[export,ort,rtx,hub,plan,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[export,ort,rtx,hub,plan,serve,dev]'
 	@touch $@
 
 cpu-kernels: setup ## Compile the CPU kernels of the custom ops for onnxruntime (needs g++)

@@ -49,6 +49,10 @@ class SessionError(V4GraphError):
     """A session was asked for something that its engine or its state cannot do."""
 
 
+class BusyError(SessionError):
+    """An engine loop has as much waiting as it takes, or is closing; the same call may succeed later."""
+
+
 class ChatError(V4GraphError):
     """A conversation cannot be encoded: a message, tool or mode is not what the format knows."""
 

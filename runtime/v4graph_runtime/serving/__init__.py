@@ -1,0 +1,1 @@
+"""Many requests on one session: scheduling, an OpenAI-compatible server and its page."""
