@@ -56,5 +56,5 @@ class SamplingOptions:
         for token, bias in self.logit_bias.items():
             if token < 0 or not math.isfinite(bias):
                 raise SessionError(
-                    f"logit_bias is {bias} for token {token}, expected finite numbers for token ids, 0 or more."
+                    f"logit_bias is {bias} for token {token}, expected finite numbers for token ids from 0."
                 )

@@ -14,7 +14,7 @@ MOST_LOGPROBS = 20
 
 @dataclass(frozen=True)
 class Constraint:
-    """What the output must match: `text` is a JSON schema, a regular expression, or empty for any JSON object.
+    """What the output must match: `text` is a JSON schema, a regular expression, or empty for any object.
 
     `after` is a text of one token, as `</think>`, behind which the constraint begins; at once if empty.
     """
