@@ -1,1 +1,24 @@
-"""Many requests on one session: scheduling, an OpenAI-compatible server and its page."""
+"""Many requests on one session: `Engine` batches them; an OpenAI-compatible server is built on it."""
+
+from v4graph_runtime.serving.engine import Engine, Limits
+from v4graph_runtime.serving.generation import Generation
+from v4graph_runtime.serving.request import (
+    Constraint,
+    Finish,
+    Piece,
+    RequestOptions,
+    TokenLogprob,
+)
+from v4graph_runtime.serving.stats import EngineStats
+
+__all__ = [
+    "Constraint",
+    "Engine",
+    "EngineStats",
+    "Finish",
+    "Generation",
+    "Limits",
+    "Piece",
+    "RequestOptions",
+    "TokenLogprob",
+]
