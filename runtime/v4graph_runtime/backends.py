@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,9 +17,9 @@ from v4graph_runtime.engine import MODEL, check_dtype, check_file
 from v4graph_runtime.ort_backend import OrtBackend, OrtOptions
 from v4graph_runtime.state import Array, state_tensors
 from v4graph_runtime.trt_backend import TrtOptions
+from v4graph_runtime.weights import NamedArrays
 
 Options = OrtOptions | TrtOptions
-NamedArrays = Iterable[tuple[str, Array]]
 
 
 class Backend(Protocol):
@@ -27,9 +27,13 @@ class Backend(Protocol):
 
     # Bytes of all state buffers.
     state_bytes: int
+    # Whether `run` takes fewer slots than the batch has.
+    slot_ranges: bool
 
-    def run(self, inputs: Mapping[str, Array], logits: npt.NDArray[np.float32]) -> None:
+    def run(self, inputs: Mapping[str, Array], logits: npt.NDArray[np.float32], first: int = 0) -> None:
         """Run once on input_ids, start_pos and num_tokens; `logits` receives the output.
+
+        Their rows are those of the whole batch or, with `slot_ranges`, of some slots from `first` on.
 
         Raises:
             EngineError: the backend failed; the states of slots with new tokens are then undefined.

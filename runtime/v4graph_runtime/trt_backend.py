@@ -95,6 +95,9 @@ class TrtBackend:
     second run is captured as a CUDA graph.
     """
 
+    # A captured graph has its shapes and addresses: a range of slots would need lanes of its own.
+    slot_ranges = False
+
     def __init__(self, loadable: Loadable, weights: Iterable[tuple[str, Array]]) -> None:
         """Load everything that stays for the session's life; `weights` are taken one at a time.
 
@@ -120,7 +123,7 @@ class TrtBackend:
             self._release()
             raise
 
-    def run(self, inputs: Mapping[str, Array], logits: npt.NDArray[np.float32]) -> None:
+    def run(self, inputs: Mapping[str, Array], logits: npt.NDArray[np.float32], _first: int = 0) -> None:
         """Run the plan once on input_ids, start_pos and num_tokens; `logits` receives its output.
 
         Raises:
