@@ -133,6 +133,8 @@ class OrtBackend:
         states = tuple(states)
         known = {"input_ids", "start_pos", "num_tokens", *weights} | {state.name for state in states}
         self._check_inputs(path, known)
+        # onnxruntime hands no bfloat16 tensor of a GPU to numpy.
+        self.movable_states = not (self._on_cuda and any(state.dtype == "bfloat16" for state in states))
         self._outputs = {state.name: state.output for state in states}
         self._batch = states[0].shape[0] if states else 1
         self.state_bytes = sum(state.nbytes for state in states) * (1 if options.in_place else 2)
@@ -221,3 +223,15 @@ class OrtBackend:
         if len(self._ranges) > RANGES:
             self._ranges.popitem(last=False)
         return binding
+
+    def read_state(self, name: str, slot: int, rows: range) -> Array:
+        """Return a copy of some rows of a slot, [len(rows), width]; on CUDA by way of the whole tensor."""
+        held = self._buffers[0][name].numpy() if self._on_cuda else self._arrays[0][name]
+        return np.array(held[slot, rows.start : rows.stop])
+
+    def write_state(self, name: str, slot: int, rows: range, array: Array) -> None:
+        """Replace some rows of a slot by `array` [len(rows), width]."""
+        held = self._buffers[0][name].numpy() if self._on_cuda else self._arrays[0][name]
+        held[slot, rows.start : rows.stop] = array
+        if self._on_cuda:
+            self._buffers[0][name].update_inplace(held)

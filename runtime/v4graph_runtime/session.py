@@ -6,7 +6,8 @@ slots and rollback gives the same logits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,10 +26,15 @@ from v4graph_runtime.arguments import (
     slot_range,
     token_counts,
 )
-from v4graph_runtime.backends import Backend, Options, prepare
+from v4graph_runtime.backends import Backend, Options, movable, prepare
+from v4graph_runtime.calls import pieces, widened, with_reset_slots
 from v4graph_runtime.engine import open_engine
+from v4graph_runtime.slot_state import SlotState
+from v4graph_runtime.snapshot import Snapshot
 from v4graph_runtime.state import Array, Int32, Positions
-from v4graph_runtime.weights import Weights, bound_weights
+from v4graph_runtime.state_contract import Contract, contract_of
+from v4graph_runtime.state_rows import state_rows
+from v4graph_runtime.weights import Fingerprint, Weights, bound_weights, fingerprint
 
 Logits = npt.NDArray[np.float32]
 
@@ -76,9 +82,11 @@ class Session:
         self.vocab_size = _vocab_size(self.manifest)
         prepared = prepare(self.engine_dir, self.manifest, batch, options)
         self.prefill_chunk = min(prefill_chunk, prepared.max_tokens or prefill_chunk)
+        self._layout = tuple(state_rows(self.manifest))
         self._positions = Positions(batch, self.manifest.max_seq_len, self.manifest.rollback_slack)
         weights = bound_weights(self.engine_dir, self.manifest, checkpoint)
-        opened = prepared.open(weights)
+        self._weights = Fingerprint()
+        opened = prepared.open(self._weights.watch(weights, keep=prepared.keeps_weights))
         self._backend: Backend | None = opened.backend
         self._free = opened.close
         self.state_bytes = opened.backend.state_bytes
@@ -87,6 +95,7 @@ class Session:
         """Free weights and states; later calls do nothing."""
         if self._backend is not None:
             self._backend = None
+            self._weights = Fingerprint()
             self._free()
 
     def __enter__(self) -> Self:
@@ -186,13 +195,74 @@ class Session:
         """Return how many tokens `rollback` could take from a slot now."""
         return int(self._positions.limits()[chosen_slots([slot], self.batch)[0]])
 
+    @property
+    def contract(self) -> str:
+        """The digest of what makes states of two sessions interchangeable: model, weights, numerics."""
+        return self.state_contract.digest
+
+    @cached_property
+    def state_contract(self) -> Contract:
+        """The parts of `contract`; the first call reads a few bytes of every weight."""
+        self._opened()
+        return contract_of(self.manifest, fingerprint(self.engine_dir, self.manifest, self._weights))
+
+    @property
+    def movable_states(self) -> bool:
+        """Whether `snapshot`, `restore` and `fork` work with this backend."""
+        return self._opened().movable_states
+
+    def snapshot(self, slot: int = 0) -> Snapshot:
+        """Copy a slot's state and tokens out of the session.
+
+        Raises:
+            SessionError: no such slot, or states that this backend cannot move.
+            EngineError: the backend failed.
+        """
+        return Snapshot(self.state_contract, self.slot_state(slot))
+
+    def slot_state(self, slot: int = 0, *, since: int = 0) -> SlotState:
+        """Copy what a slot holds; of its caches only the rows that tokens from `since` on have filled.
+
+        Raises:
+            SessionError: as `snapshot`.
+        """
+        (index,) = chosen_slots([slot], self.batch)
+        return SlotState.take(self._movable(), self._layout, self._positions, index, since)
+
+    def restore(self, snapshot: Snapshot, slot: int = 0) -> None:
+        """Make a slot's state and tokens those of a snapshot, of this session or of another like it.
+
+        The capacity may differ. `rollback` then goes as far as it did where the snapshot was taken.
+
+        Raises:
+            SessionError: another model, other weights or numerics, too many tokens. Nothing has changed.
+            EngineError: the backend failed; the slot is then empty.
+        """
+        (index,) = chosen_slots([slot], self.batch)
+        snapshot.check(self.state_contract, self._layout, self.capacity, self.vocab_size)
+        snapshot.state.put(self._movable(), self._layout, self._positions, index)
+
+    def fork(self, source: int, target: int) -> None:
+        """Make a slot's state and tokens those of another slot.
+
+        Raises:
+            SessionError: no such slot, or states that this backend cannot move. Nothing has changed.
+            EngineError: the backend failed; the target is then empty.
+        """
+        first, second = chosen_slots([source, target], self.batch)
+        if first != second:
+            self.slot_state(first).put(self._movable(), self._layout, self._positions, second)
+
+    def _movable(self) -> Backend:
+        return movable(self._opened(), self.engine_dir)
+
     def _append(self, ids: Ids, counts: Ids, slots: range) -> Logits:
         """Run valid tokens in pieces of `prefill_chunk` and put the logits together."""
         if ids.shape[1] <= self.prefill_chunk and (counts == ids.shape[1]).all():
             return self._run(ids, counts.astype(np.int32), slots)
         shape = ids.shape if self.manifest.all_logits else ids.shape[:1]
         logits = np.zeros((*shape, self.vocab_size), np.float32)
-        for start, stop in _pieces(int(counts.max()), self.prefill_chunk):
+        for start, stop in pieces(int(counts.max()), self.prefill_chunk):
             piece = np.clip(counts - start, 0, stop - start).astype(np.int32)
             out = self._run(ids[:, start:stop], piece, slots)
             if self.manifest.all_logits:
@@ -209,10 +279,8 @@ class Session:
         backend = self._opened()
         if len(slots) == self.batch or backend.slot_ranges:
             return self._run_rows(backend, ids, counts, slots)
-        rows = slice(slots.start, slots.stop)
-        all_ids, all_counts = np.zeros((self.batch, ids.shape[1]), ids.dtype), np.zeros(self.batch, np.int32)
-        all_ids[rows], all_counts[rows] = ids, counts
-        return self._run_rows(backend, all_ids, all_counts, range(self.batch))[rows]
+        out = self._run_rows(backend, *widened(ids, counts, slots, self.batch), range(self.batch))
+        return out[slots.start : slots.stop]
 
     def _run_rows(self, backend: Backend, ids: Ids, counts: Int32, slots: range) -> Logits:
         shape = ids.shape if self.manifest.all_logits else ids.shape[:1]
@@ -227,10 +295,7 @@ class Session:
         except EngineError as error:
             touched = (slots.start + np.flatnonzero(counts)).tolist()
             self.reset(touched)
-            # A backend's own words, if any, are on the lines below our sentence.
-            ours, *theirs = str(error).splitlines()
-            ours = f"{ours.removesuffix('.')}; slots {touched} were reset."
-            raise EngineError("\n".join([ours, *theirs])) from error
+            raise with_reset_slots(error, touched) from error
         self._positions.advance(ids, counts, slots)
         return logits
 
@@ -242,8 +307,3 @@ class Session:
 
 def _vocab_size(manifest: Manifest) -> int:
     return next(int(output.shape[-1]) for output in manifest.outputs if output.name == "logits")
-
-
-def _pieces(length: int, size: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, length, size):
-        yield start, min(start + size, length)

@@ -48,7 +48,9 @@ class HostDevice:
 
     def view(self, address: int, shape: tuple[int, ...], dtype: Any) -> Any:
         """Return the memory at an address, all of which must be in one buffer."""
-        block = self.blocks[address]
+        first = max((start for start in self.blocks if start <= address), default=-1)
+        assert first >= 0, "an address before every buffer"
+        block = self.blocks[first][address - first :]
         nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         assert nbytes <= len(block), f"{nbytes} bytes of a buffer of {len(block)}"
         return block[:nbytes].view(dtype).reshape(shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,14 @@ TOLERANCE = 1e-4
 BATCH = 3
 TEXTS = np.random.default_rng(7).integers(0, VOCAB, (BATCH, CAPACITY))
 Schedule = list[tuple[str, list[int]]]
+Move = Callable[[Session, list[int]], Session]
 
 
 @st.composite
-def schedules(draw: st.DrawFn) -> Schedule:
-    """Steps of ragged appends, rollbacks and resets; what does not fit is trimmed when run."""
+def schedules(draw: st.DrawFn, moves: tuple[str, ...] = ()) -> Schedule:
+    """Steps of ragged appends, rollbacks, resets and `moves`; what does not fit is trimmed when run."""
     step = st.tuples(
-        st.sampled_from(["append", "append", "append", "rollback", "reset"]),
+        st.sampled_from(["append", "append", "append", "rollback", "reset", *moves]),
         st.lists(st.integers(0, 14), min_size=BATCH, max_size=BATCH),
     )
     return draw(st.lists(step, min_size=1, max_size=25))
@@ -43,12 +45,23 @@ def run(session: Session, ids: Any, counts: Any) -> Any:
     return logits
 
 
-def play(session: Session, schedule: Schedule, expected: list[Any]) -> None:
-    """Run a schedule on a session with all logits and compare each with those of the whole texts."""
+def play(
+    session: Session, schedule: Schedule, expected: list[Any], moves: dict[str, Move] | None = None
+) -> None:
+    """Run a schedule on a session with all logits and compare each with those of the whole texts.
+
+    A move takes the session and the amounts, and returns the session to go on with, in which every slot
+    holds what it held before and can go back as far.
+    """
     highest = np.zeros(BATCH, np.int64)
     for action, amounts in schedule:
         at = session.position
-        if action == "reset":
+        if moves and action in moves:
+            limits = [session.rollback_limit(slot) for slot in range(BATCH)]
+            session = moves[action](session, amounts)
+            assert session.position.tolist() == at.tolist()
+            assert [session.rollback_limit(slot) for slot in range(BATCH)] == limits
+        elif action == "reset":
             slots = [slot for slot, amount in enumerate(amounts) if amount > 10]
             session.reset(slots)
             highest[slots] = 0
