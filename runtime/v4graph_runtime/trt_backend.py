@@ -160,6 +160,8 @@ class TrtBackend:
         self._device.activate()
         address = self._row_address(self._states[name], slot, rows)
         self._device.upload(address, np.ascontiguousarray(array))
+        # A call that follows may free a buffer, and expects a stream with nothing to do.
+        self._device.synchronize()
 
     def _row_address(self, state: StateTensor, slot: int, rows: range) -> int:
         """Return where the first of some rows lies: [batch, rows, width] without gaps."""

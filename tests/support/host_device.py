@@ -66,9 +66,14 @@ class HostDevice:
         assert array.flags.c_contiguous
         self.uploads.append(address)
         data = array.copy()
+        if not data.nbytes:
+            return
         self.put(lambda: np.copyto(self.view(address, data.shape, data.dtype), data))
 
     def download(self, array: Any, address: int) -> None:
+        # No bytes may have an address behind the last one of a buffer.
+        if not array.nbytes:
+            return
         self.put(lambda: np.copyto(array, self.view(address, array.shape, array.dtype)))
 
     def synchronize(self) -> None:
