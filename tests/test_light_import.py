@@ -8,7 +8,10 @@ import time
 
 import pytest
 
-HEAVY = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "tensorrt", "tokenizers", "transformers")
+HEAVY = (
+    *("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "tensorrt"),
+    *("tokenizers", "transformers", "llguidance"),
+)
 
 
 def _python(code: str) -> str:
