@@ -69,7 +69,7 @@ def run(
     """
     with extra("ort"):
         from v4graph_runtime import GenerateOptions, stream
-    session, tokenizer = _open(engine_dir, checkpoint, provider, threads, allow_unknown)
+    session, tokenizer = open_engine(engine_dir, checkpoint, provider, threads, allow_unknown)
     pieces = stream(session, tokenizer, prompt, GenerateOptions(**options))
     if as_json:
         text = "".join(pieces)
@@ -135,7 +135,7 @@ def evaluate(
     with extra("ort"):
         from v4graph_runtime import score
     text = _read(text_file, max_bytes)
-    session, tokenizer = _open(engine_dir, checkpoint, provider, threads, allow_unknown)
+    session, tokenizer = open_engine(engine_dir, checkpoint, provider, threads, allow_unknown)
     texts = [part + "\n" for part in text.rstrip("\n").split("\n\n")] if documents else [text]
     with progress() as report:
         scores = []
@@ -173,16 +173,23 @@ def _read(path: Path, max_bytes: int | None) -> str:
         raise click.BadParameter(f"{path}: not UTF-8 text ({error}).", param_hint="--text") from error
 
 
-def _open(
-    engine_dir: Path, checkpoint: str | None, provider: Provider, threads: int, allow_unknown: bool
+def open_engine(
+    engine_dir: Path,
+    checkpoint: str | None,
+    provider: Provider,
+    threads: int,
+    allow_unknown: bool,
+    batch: int = 1,
 ) -> tuple[Session, Tokenizer]:
+    """Open an engine of `batch` slots with its weights, and the tokenizer beside either."""
     from v4graph.source import open_checkpoint
     from v4graph_runtime import Session, Tokenizer
 
     weights = open_checkpoint(checkpoint, allow_unknown=allow_unknown) if checkpoint is not None else None
     with progress() as report:
         report("open the engine", 0, 1)
-        session = Session(engine_dir, weights, options=session_options(engine_dir, provider, threads))
+        options = session_options(engine_dir, provider, threads)
+        session = Session(engine_dir, weights, batch, options=options)
     return session, Tokenizer.load(engine_dir, weights.path if weights else None)
 
 
