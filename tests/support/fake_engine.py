@@ -37,7 +37,7 @@ def chat_tokenizer(*, control: bool = True) -> Tokenizer:
 class Script:
     """What one request gets: a text, seconds before the first token and each other, a failure at its end.
 
-    `tokens` cuts the text after so many, and then nothing comes any more.
+    `hangs` is a request that goes on without a token until it is cancelled.
     """
 
     text: str
@@ -76,6 +76,11 @@ class FakeEngine:
         self.generations: list[FakeGeneration] = []
         self.closing = False
         self.began = time.monotonic()
+
+    def say(self, *scripts: Script | str) -> None:
+        """Begin again with other scripts."""
+        self.scripts, self.generations, self.busy = list(scripts), [], None
+        self.submitted.clear()
 
     def submit(self, prompt: Sequence[int], options: RequestOptions) -> FakeGeneration:
         if self.busy or self.closing:

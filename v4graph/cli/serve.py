@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.argument("engine_dir", type=click.Path(path_type=Path))
 @checkpoint_option
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, help="0.0.0.0: reachable from other machines."
+    "--host", default="127.0.0.1", show_default=True, help="0.0.0.0: for other machines too."
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: a free one.")
 @click.option(
@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     help="A larger body is answered with 413.",
 )
 @click.option(
-    "--max-tokens", type=click.IntRange(min=1), help="Most new tokens of a request; default: what has room."
+    "--max-tokens", type=click.IntRange(min=1), help="Most new tokens of a request; default: the room there is."
 )
 @click.option(
     "--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds that a request may take."
