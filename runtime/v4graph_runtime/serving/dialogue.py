@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -92,13 +93,17 @@ class Dialogue:
 
 
 class Reply(Iterator[chat.Delta]):
-    """An answer as it is made; `message` holds what has been read of it."""
+    """An answer as it is made; `message` holds what has been read of it.
+
+    Reading goes on where it was, also after a KeyboardInterrupt.
+    """
 
     def __init__(self, dialogue: Dialogue, text: str, ids: list[int], options: RequestOptions) -> None:
         self._dialogue, self._text = dialogue, text
         self._parser = chat.Parser(dialogue.mode)
+        self._deltas: deque[chat.Delta] = deque()
+        self._ended = False
         self.generation = dialogue.engine.submit(ids, options)
-        self._deltas = self._read()
 
     @property
     def message(self) -> chat.Message:
@@ -114,16 +119,20 @@ class Reply(Iterator[chat.Delta]):
         Raises:
             EngineError: the engine failed; nothing was added to the messages.
         """
-        return next(self._deltas)
+        while not self._deltas and not self._ended:
+            piece = next(self.generation, None)
+            self._deltas += self._parser.feed(piece.text) if piece else self._end()
+        if not self._deltas:
+            raise StopIteration
+        return self._deltas.popleft()
 
-    def _read(self) -> Iterator[chat.Delta]:
-        for piece in self.generation:
-            yield from self._parser.feed(piece.text)
-        if self.generation.finish == "stop":
-            # The token that ends a turn is no part of the text, but tells the parser that all is there.
-            yield from self._parser.feed(EOS)
-        yield from self._parser.finish()
+    def _end(self) -> list[chat.Delta]:
+        # The token that ends a turn is no part of the text, but tells the parser that all is there.
+        rest = self._parser.feed(EOS) if self.generation.finish == "stop" else []
+        rest += self._parser.finish()
         self._dialogue.messages += [_user(self._text), self.message.to_dict()]
+        self._ended = True
+        return rest
 
 
 def _user(text: str) -> dict[str, Any]:
