@@ -35,23 +35,21 @@ class Served:
     engine: Any
     server: _Server
     service: Service
+    http: httpx2.Client
     key: str = "none"
 
     def client(self, key: str | None = None) -> OpenAI:
-        return OpenAI(base_url=f"{self.url}/v1", api_key=key or self.key, max_retries=0, timeout=20)
+        return OpenAI(
+            base_url=f"{self.url}/v1", api_key=key or self.key, max_retries=0, http_client=self.http
+        )
 
-    def http(self) -> httpx2.Client:
-        return httpx2.Client(base_url=self.url, timeout=20)
+    def post(self, path: str, body: Any, **headers: Any) -> httpx2.Response:
+        """Send bytes, and what yields them, as they are, anything else as JSON."""
+        data = json.dumps(body).encode() if isinstance(body, dict | list) else body
+        return self.http.post(path, content=data, headers={"Content-Type": "application/json", **headers})
 
-    def post(self, path: str, body: Any, **headers: str) -> httpx2.Response:
-        """Send bytes as they are, anything else as JSON."""
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        with self.http() as http:
-            return http.post(path, content=data, headers={"Content-Type": "application/json", **headers})
-
-    def get(self, path: str, **headers: str) -> httpx2.Response:
-        with self.http() as http:
-            return http.get(path, headers=headers)
+    def get(self, path: str) -> httpx2.Response:
+        return self.http.get(path)
 
     def raw(self, data: bytes) -> socket.socket:
         """Send bytes over a new connection."""
@@ -94,7 +92,9 @@ def serving(engine: Any, **options: Any) -> Iterator[Served]:
     thread.start()
     try:
         wait_for(lambda: server.started)
-        yield Served(url, engine, server, app.state.service, chosen.api_key or "none")
+        # One client, as each one would read all certificates of this machine.
+        with httpx2.Client(base_url=url, timeout=20) as http:
+            yield Served(url, engine, server, app.state.service, http, chosen.api_key or "none")
     finally:
         server.stop()
         thread.join(30)

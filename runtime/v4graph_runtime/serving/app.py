@@ -78,7 +78,8 @@ async def _check_key(service: Service, request: Request) -> None:
         return
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     given = given.strip() if scheme.lower() == "bearer" else ""
-    if hmac.compare_digest(given.encode(), key.encode()):
+    # Headers are read as Latin-1, whatever was sent.
+    if hmac.compare_digest(given.encode("latin-1"), key.encode()):
         return
     if request.method == "POST":
         await discard(request)
