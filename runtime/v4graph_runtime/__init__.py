@@ -8,6 +8,7 @@ from v4graph_runtime.evaluate import Score, bits_per_byte, score
 from v4graph_runtime.generate import GenerateOptions, Stats, TextStream, stream
 from v4graph_runtime.ort_backend import OrtOptions
 from v4graph_runtime.session import Session
+from v4graph_runtime.snapshot import Snapshot
 from v4graph_runtime.tokenizer import Tokenizer
 from v4graph_runtime.trt_backend import TrtOptions
 
@@ -16,6 +17,7 @@ __all__ = [
     "OrtOptions",
     "Score",
     "Session",
+    "Snapshot",
     "Stats",
     "TextStream",
     "Tokenizer",

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from v4graph.errors import SessionError
+from v4graph_runtime.arguments import Ids
 from v4graph_runtime.generate import check_vocabulary
-from v4graph_runtime.session import Ids, Logits, Session
+from v4graph_runtime.session import Logits, Session
 from v4graph_runtime.tokenizer import Tokenizer
 
 # Tokens whose logits are held at once: [1, PIECE, V] floats.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from v4graph_runtime.state import Array, StateTensor
 # Folded constants above this stay in the graph: folding would turn embedded FP8 and FP4 weights
 # into fp32 copies at load (4 to 8 times the bytes).
 FOLD_LIMIT = 1 << 20
+# Bindings of ranges of slots that are kept: making one takes a call per weight.
+RANGES = 64
 
 
 @dataclass(frozen=True)
@@ -123,21 +126,27 @@ class OrtBackend:
                 does not hold weights and states.
         """
         self._on_cuda = options.provider == "cuda"
+        # With two buffers a run must write all of the other one; on CUDA an OrtValue has no parts.
+        self.slot_ranges = options.in_place and not self._on_cuda
         self._session = open_model(path, options)
         self._values = OrtValues(options.provider)
         states = tuple(states)
         known = {"input_ids", "start_pos", "num_tokens", *weights} | {state.name for state in states}
         self._check_inputs(path, known)
+        # onnxruntime hands no bfloat16 tensor of a GPU to numpy.
+        self.movable_states = not (self._on_cuda and any(state.dtype == "bfloat16" for state in states))
+        self._outputs = {state.name: state.output for state in states}
+        self._batch = states[0].shape[0] if states else 1
         self.state_bytes = sum(state.nbytes for state in states) * (1 if options.in_place else 2)
         self._weights = {name: as_bindable(array) for name, array in weights.items()}
         try:
-            self._buffers = self._allocate(states, options)
-            self._bindings = self._bind(states)
+            self._place(states, 1 if options.in_place else 2)
         except Exception as error:  # see v4graph.ort.open_session
             raise EngineError(
                 f"{path}: onnxruntime cannot place the weights and {self.state_bytes:,} bytes of state on "
                 f"{options.provider}: {first_line(error)}"
             ) from error
+        self._ranges: OrderedDict[range, Any] = OrderedDict()
         if self._on_cuda:
             self._weights.clear()
 
@@ -153,34 +162,38 @@ class OrtBackend:
                 f"{path}: the manifest names input '{name}', which the graph does not have; export it again."
             )
 
-    def _allocate(self, states: tuple[StateTensor, ...], options: OrtOptions) -> list[dict[str, Any]]:
-        """Return the states' values to use in turn: one set in place, two that are swapped otherwise."""
-        return [
-            {state.name: self._values.resident(state.allocate()) for state in states}
-            for _ in range(1 if options.in_place else 2)
+    def _place(self, states: tuple[StateTensor, ...], sets: int) -> None:
+        """Make the states' values to use in turn, one set in place or two that are swapped, and bind them."""
+        arrays = [{state.name: state.allocate() for state in states} for _ in range(sets)]
+        self._buffers = [
+            {name: self._values.resident(array) for name, array in held.items()} for held in arrays
+        ]
+        # The states themselves; on CUDA what was copied is let go.
+        self._arrays = [] if self._on_cuda else arrays
+        self._resident = {name: self._values.resident(array) for name, array in self._weights.items()}
+        self._bindings = [
+            self._binding(held, self._buffers[turn - 1]) for turn, held in enumerate(self._buffers)
         ]
 
-    def _bind(self, states: tuple[StateTensor, ...]) -> list[Any]:
-        """Return a binding per set of state values; the next values go to the other set, if there is one."""
-        weights = {name: self._values.resident(array) for name, array in self._weights.items()}
-        bindings = []
-        for turn, held in enumerate(self._buffers):
-            binding = self._session.io_binding()
-            for name, value in {**weights, **held}.items():
-                binding.bind_ortvalue_input(name, value)
-            for state in states:
-                binding.bind_ortvalue_output(state.output, self._buffers[turn - 1][state.name])
-            bindings.append(binding)
-        return bindings
+    def _binding(self, held: Mapping[str, Any], following: Mapping[str, Any]) -> Any:
+        """Return a binding of the weights, of state values and of those that take their next values."""
+        binding = self._session.io_binding()
+        for name, value in {**self._resident, **held}.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, output in self._outputs.items():
+            binding.bind_ortvalue_output(output, following[name])
+        return binding
 
-    def run(self, inputs: Mapping[str, Array], logits: npt.NDArray[np.float32]) -> None:
+    def run(self, inputs: Mapping[str, Array], logits: npt.NDArray[np.float32], first: int = 0) -> None:
         """Run the graph once on input_ids, start_pos and num_tokens; `logits` receives its output.
+
+        Their rows are all slots or, with `slot_ranges`, those from `first` on.
 
         Raises:
             EngineError: onnxruntime failed; the states of slots with new tokens are then undefined.
         """
-        binding = self._bindings[0]
         try:
+            binding = self._binding_of(range(first, first + len(logits)))
             if self._on_cuda:
                 # Where a state's first reader has no CUDA kernel, it is binding that copies it to the CPU.
                 for name, value in self._buffers[0].items():
@@ -193,5 +206,32 @@ class OrtBackend:
             binding.synchronize_outputs()
         except Exception as error:  # see v4graph.ort.open_session
             raise EngineError(f"onnxruntime failed while running the graph: {first_line(error)}") from error
-        self._bindings.reverse()
-        self._buffers.reverse()
+        for turns in (self._bindings, self._buffers, self._arrays):
+            turns.reverse()
+
+    def _binding_of(self, slots: range) -> Any:
+        """Return the binding of all slots, or of the part of each buffer that holds some of them."""
+        if len(slots) == self._batch:
+            return self._bindings[0]
+        binding = self._ranges.pop(slots, None)
+        if binding is None:
+            rows = slice(slots.start, slots.stop)
+            parts = {name: self._values.host(array[rows]) for name, array in self._arrays[0].items()}
+            binding = self._binding(parts, parts)
+        # The last used is the last to go.
+        self._ranges[slots] = binding
+        if len(self._ranges) > RANGES:
+            self._ranges.popitem(last=False)
+        return binding
+
+    def read_state(self, name: str, slot: int, rows: range) -> Array:
+        """Return a copy of some rows of a slot, [len(rows), width]; on CUDA by way of the whole tensor."""
+        held = self._buffers[0][name].numpy() if self._on_cuda else self._arrays[0][name]
+        return np.array(held[slot, rows.start : rows.stop])
+
+    def write_state(self, name: str, slot: int, rows: range, array: Array) -> None:
+        """Replace some rows of a slot by `array` [len(rows), width]."""
+        held = self._buffers[0][name].numpy() if self._on_cuda else self._arrays[0][name]
+        held[slot, rows.start : rows.stop] = array
+        if self._on_cuda:
+            self._buffers[0][name].update_inplace(held)

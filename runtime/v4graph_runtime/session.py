@@ -6,33 +6,40 @@ slots and rollback gives the same logits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from v4graph.errors import EngineError, SessionError
 from v4graph.manifest import Manifest
-from v4graph_runtime.backends import Backend, NamedArrays, Options, prepare
+from v4graph_runtime.arguments import (
+    Ids,
+    check_ids,
+    chosen_slots,
+    integers,
+    per_slot,
+    slot_range,
+    token_counts,
+)
+from v4graph_runtime.backends import Backend, Options, movable, prepare
+from v4graph_runtime.calls import pieces, widened, with_reset_slots
 from v4graph_runtime.engine import open_engine
+from v4graph_runtime.slot_state import SlotState
+from v4graph_runtime.snapshot import Snapshot
 from v4graph_runtime.state import Array, Int32, Positions
+from v4graph_runtime.state_contract import Contract, contract_of
+from v4graph_runtime.state_rows import state_rows
+from v4graph_runtime.weights import Fingerprint, Weights, bound_weights, fingerprint
 
 Logits = npt.NDArray[np.float32]
-Ids = npt.NDArray[np.int64]
 
 # Attention scores take [B, S * heads, keys] floats, so a long prompt is run in pieces.
 PREFILL_CHUNK = 512
-
-
-class Weights(Protocol):
-    """Where a session's weights come from; `v4graph.checkpoint.Checkpoint` is one."""
-
-    def bound(self, manifest: Manifest) -> Iterable[tuple[str, Array]]:
-        """Yield the array of every weight input; refuse another model before reading any data."""
-        ...
 
 
 class Session:
@@ -75,9 +82,11 @@ class Session:
         self.vocab_size = _vocab_size(self.manifest)
         prepared = prepare(self.engine_dir, self.manifest, batch, options)
         self.prefill_chunk = min(prefill_chunk, prepared.max_tokens or prefill_chunk)
+        self._layout = tuple(state_rows(self.manifest))
         self._positions = Positions(batch, self.manifest.max_seq_len, self.manifest.rollback_slack)
         weights = bound_weights(self.engine_dir, self.manifest, checkpoint)
-        opened = prepared.open(weights)
+        self._weights = Fingerprint()
+        opened = prepared.open(self._weights.watch(weights, keep=prepared.keeps_weights))
         self._backend: Backend | None = opened.backend
         self._free = opened.close
         self.state_bytes = opened.backend.state_bytes
@@ -86,6 +95,7 @@ class Session:
         """Free weights and states; later calls do nothing."""
         if self._backend is not None:
             self._backend = None
+            self._weights = Fingerprint()
             self._free()
 
     def __enter__(self) -> Self:
@@ -102,44 +112,63 @@ class Session:
         return self._positions.tokens.copy()
 
     @property
+    def slot_ranges(self) -> bool:
+        """Whether a call for a range of slots costs only them; if not, it runs the whole batch."""
+        return self._opened().slot_ranges
+
+    @property
     def capacity(self) -> int:
         """Tokens that a slot can hold."""
         return self._positions.capacity
 
-    def prefill(self, ids: npt.ArrayLike, num_tokens: npt.ArrayLike | None = None) -> Logits:
+    def tokens(self, slot: int = 0) -> Int32:
+        """Return the ids of the tokens in a slot's state, int32 [position] (a copy)."""
+        return self._positions.held(*chosen_slots([slot], self.batch))
+
+    def prefill(
+        self, ids: npt.ArrayLike, num_tokens: npt.ArrayLike | None = None, *, slots: range | None = None
+    ) -> Logits:
         """Append tokens to the state and return logits.
 
         Args:
             ids: Integers [B, S]; entries past a slot's `num_tokens` are ignored.
             num_tokens: Valid tokens per slot [B], 0 to S; 0 leaves a slot as it is. All S if None.
+            slots: Run these only, as if they were the whole batch: `ids`, `num_tokens` and the logits have
+                one row for each of them. Where the backend can (`slot_ranges`) the others cost nothing.
 
         Raises:
             SessionError: wrong shape, dtype or token id, or no room in a slot. Nothing has changed.
             EngineError: the backend failed; the slots that had new tokens are then empty.
         """
-        tokens = _integers("ids", ids)
-        if tokens.ndim != 2 or tokens.shape[0] != self.batch or tokens.shape[1] == 0:
-            raise SessionError(f"ids has shape {list(tokens.shape)}, expected [{self.batch}, S] with S >= 1.")
-        counts = self._counts(num_tokens, tokens.shape[1])
+        chosen = slot_range(slots, self.batch)
+        tokens = integers("ids", ids)
+        if tokens.ndim != 2 or tokens.shape[0] != len(chosen) or tokens.shape[1] == 0:
+            raise SessionError(
+                f"ids has shape {list(tokens.shape)}, expected [{len(chosen)}, S] with S >= 1."
+            )
+        counts = token_counts(num_tokens, tokens.shape[1], chosen)
         valid = np.arange(tokens.shape[1]) < counts[:, None]
-        self._check_ids(tokens, valid)
-        self._positions.check_room(counts)
+        check_ids(tokens, valid, chosen, self.vocab_size)
+        self._positions.check_room(counts, chosen)
         # Padding may hold any value, and the graph looks every id up.
-        return self._append(np.where(valid, tokens, 0), counts)
+        return self._append(np.where(valid, tokens, 0), counts, chosen)
 
-    def decode(self, ids: npt.ArrayLike, num_tokens: npt.ArrayLike | None = None) -> Logits:
+    def decode(
+        self, ids: npt.ArrayLike, num_tokens: npt.ArrayLike | None = None, *, slots: range | None = None
+    ) -> Logits:
         """Append one token per slot: ids [B] or [B, 1], `num_tokens` 1 or 0 (idle) per slot.
 
         Raises:
             SessionError: as `prefill`.
         """
-        tokens = _integers("ids", ids)
-        if tokens.shape not in {(self.batch,), (self.batch, 1)}:
+        rows = len(slot_range(slots, self.batch))
+        tokens = integers("ids", ids)
+        if tokens.shape not in {(rows,), (rows, 1)}:
             raise SessionError(
-                f"ids has shape {list(tokens.shape)}, decode takes [{self.batch}] or [{self.batch}, 1]; "
+                f"ids has shape {list(tokens.shape)}, decode takes [{rows}] or [{rows}, 1]; "
                 "use prefill for more tokens."
             )
-        return self.prefill(tokens.reshape(self.batch, 1), num_tokens)
+        return self.prefill(tokens.reshape(rows, 1), num_tokens, slots=slots)
 
     def rollback(self, tokens: npt.ArrayLike) -> None:
         """Take the last `tokens` [B] of each slot back, at most the engine's rollback slack.
@@ -147,7 +176,7 @@ class Session:
         Raises:
             SessionError: wrong shape, or more tokens than the state can go back. Nothing has changed.
         """
-        counts = self._per_slot("tokens", tokens)
+        counts = per_slot("tokens", tokens, self.batch)
         if (counts < 0).any():
             raise SessionError(
                 f"tokens is {counts.tolist()}, expected numbers of tokens to take back, 0 or more."
@@ -160,21 +189,82 @@ class Session:
         Raises:
             SessionError: a slot that the batch does not have.
         """
-        chosen = _integers("slots", range(self.batch) if slots is None else slots)
-        for slot in chosen.ravel():
-            if not 0 <= slot < self.batch:
-                raise SessionError(f"slot {slot} does not exist, the batch has slots 0 to {self.batch - 1}.")
-        self._positions.reset(chosen.ravel())
+        self._positions.reset(chosen_slots(slots, self.batch))
 
-    def _append(self, ids: Ids, counts: Ids) -> Logits:
+    def rollback_limit(self, slot: int = 0) -> int:
+        """Return how many tokens `rollback` could take from a slot now."""
+        return int(self._positions.limits()[chosen_slots([slot], self.batch)[0]])
+
+    @property
+    def contract(self) -> str:
+        """The digest of what makes states of two sessions interchangeable: model, weights, numerics."""
+        return self.state_contract.digest
+
+    @cached_property
+    def state_contract(self) -> Contract:
+        """The parts of `contract`; the first call reads a few bytes of every weight."""
+        self._opened()
+        return contract_of(self.manifest, fingerprint(self.engine_dir, self.manifest, self._weights))
+
+    @property
+    def movable_states(self) -> bool:
+        """Whether `snapshot`, `restore` and `fork` work with this backend."""
+        return self._opened().movable_states
+
+    def snapshot(self, slot: int = 0) -> Snapshot:
+        """Copy a slot's state and tokens out of the session.
+
+        Raises:
+            SessionError: no such slot, or states that this backend cannot move.
+            EngineError: the backend failed.
+        """
+        return Snapshot(self.state_contract, self.slot_state(slot))
+
+    def slot_state(self, slot: int = 0, *, since: int = 0) -> SlotState:
+        """Copy what a slot holds; of its caches only the rows that tokens from `since` on have filled.
+
+        Raises:
+            SessionError: as `snapshot`.
+        """
+        (index,) = chosen_slots([slot], self.batch)
+        return SlotState.take(self._movable(), self._layout, self._positions, index, since)
+
+    def restore(self, snapshot: Snapshot, slot: int = 0) -> None:
+        """Make a slot's state and tokens those of a snapshot, of this session or of another like it.
+
+        The capacity may differ. `rollback` then goes as far as it did where the snapshot was taken.
+
+        Raises:
+            SessionError: another model, other weights or numerics, too many tokens. Nothing has changed.
+            EngineError: the backend failed; the slot is then empty.
+        """
+        (index,) = chosen_slots([slot], self.batch)
+        snapshot.check(self.state_contract, self._layout, self.capacity, self.vocab_size)
+        snapshot.state.put(self._movable(), self._layout, self._positions, index)
+
+    def fork(self, source: int, target: int) -> None:
+        """Make a slot's state and tokens those of another slot.
+
+        Raises:
+            SessionError: no such slot, or states that this backend cannot move. Nothing has changed.
+            EngineError: the backend failed; the target is then empty.
+        """
+        first, second = chosen_slots([source, target], self.batch)
+        if first != second:
+            self.slot_state(first).put(self._movable(), self._layout, self._positions, second)
+
+    def _movable(self) -> Backend:
+        return movable(self._opened(), self.engine_dir)
+
+    def _append(self, ids: Ids, counts: Ids, slots: range) -> Logits:
         """Run valid tokens in pieces of `prefill_chunk` and put the logits together."""
         if ids.shape[1] <= self.prefill_chunk and (counts == ids.shape[1]).all():
-            return self._run(ids, counts.astype(np.int32))
+            return self._run(ids, counts.astype(np.int32), slots)
         shape = ids.shape if self.manifest.all_logits else ids.shape[:1]
         logits = np.zeros((*shape, self.vocab_size), np.float32)
-        for start, stop in _pieces(int(counts.max()), self.prefill_chunk):
+        for start, stop in pieces(int(counts.max()), self.prefill_chunk):
             piece = np.clip(counts - start, 0, stop - start).astype(np.int32)
-            out = self._run(ids[:, start:stop], piece)
+            out = self._run(ids[:, start:stop], piece, slots)
             if self.manifest.all_logits:
                 valid = np.arange(stop - start) < piece[:, None]
                 logits[:, start:stop][valid] = out[valid]
@@ -184,93 +274,36 @@ class Session:
                 logits[last] = out[last]
         return logits
 
-    def _run(self, ids: Ids, counts: Int32) -> Logits:
+    def _run(self, ids: Ids, counts: Int32, slots: range) -> Logits:
+        """Run the backend on the slots, or on all with the others idle where it takes no range."""
+        backend = self._opened()
+        if len(slots) == self.batch or backend.slot_ranges:
+            return self._run_rows(backend, ids, counts, slots)
+        out = self._run_rows(backend, *widened(ids, counts, slots, self.batch), range(self.batch))
+        return out[slots.start : slots.stop]
+
+    def _run_rows(self, backend: Backend, ids: Ids, counts: Int32, slots: range) -> Logits:
         shape = ids.shape if self.manifest.all_logits else ids.shape[:1]
         logits = np.empty((*shape, self.vocab_size), np.float32)
         inputs: Mapping[str, Array] = {
             "input_ids": np.ascontiguousarray(ids),
-            "start_pos": self.position,
+            "start_pos": self._positions.tokens[slots.start : slots.stop].copy(),
             "num_tokens": counts,
         }
-        if self._backend is None:
-            raise SessionError(f"{self.engine_dir}: this session is closed; open a new one.")
         try:
-            self._backend.run(inputs, logits)
+            backend.run(inputs, logits, slots.start)
         except EngineError as error:
-            slots = np.flatnonzero(counts).tolist()
-            self.reset(slots)
-            # A backend's own words, if any, are on the lines below our sentence.
-            ours, *theirs = str(error).splitlines()
-            ours = f"{ours.removesuffix('.')}; slots {slots} were reset."
-            raise EngineError("\n".join([ours, *theirs])) from error
-        self._positions.advance(counts)
+            touched = (slots.start + np.flatnonzero(counts)).tolist()
+            self.reset(touched)
+            raise with_reset_slots(error, touched) from error
+        self._positions.advance(ids, counts, slots)
         return logits
 
-    def _per_slot(self, name: str, values: npt.ArrayLike) -> Ids:
-        counts = _integers(name, values)
-        if counts.shape != (self.batch,):
-            raise SessionError(
-                f"{name} has shape {list(counts.shape)}, expected one number per slot [{self.batch}]."
-            )
-        return counts
-
-    def _counts(self, num_tokens: npt.ArrayLike | None, length: int) -> Ids:
-        if num_tokens is None:
-            return np.full(self.batch, length, np.int64)
-        counts = self._per_slot("num_tokens", num_tokens)
-        for slot in np.flatnonzero((counts < 0) | (counts > length))[:1]:
-            raise SessionError(
-                f"slot {slot}: num_tokens is {counts[slot]}, expected 0 to {length} (ids' columns)."
-            )
-        return counts
-
-    def _check_ids(self, ids: Ids, valid: npt.NDArray[np.bool_]) -> None:
-        bad = valid & ((ids < 0) | (ids >= self.vocab_size))
-        for slot, column in np.argwhere(bad)[:1]:
-            raise SessionError(
-                f"slot {slot}: token id {ids[slot, column]} in column {column} is outside the vocabulary, "
-                f"0 to {self.vocab_size - 1}."
-            )
-
-
-def bound_weights(
-    engine_dir: Path, manifest: Manifest, checkpoint: str | Path | Weights | None
-) -> NamedArrays:
-    """Return the array of every weight input of an engine, each made when it is asked for.
-
-    Raises:
-        EngineError: a checkpoint where none is needed, or none where one is.
-        CheckpointError: the checkpoint is not this engine's model.
-    """
-    if manifest.embedded_weights:
-        if checkpoint is not None:
-            raise EngineError(f"{engine_dir}: this engine embeds its weights; open it without a checkpoint.")
-        return ()
-    if checkpoint is None:
-        raise EngineError(
-            f"{engine_dir}: this engine holds no weights; name their checkpoint with --checkpoint DIR."
-        )
-    if isinstance(checkpoint, str | Path):
-        from v4graph.checkpoint import Checkpoint
-
-        return Checkpoint.open(Path(checkpoint)).bound(manifest)
-    return checkpoint.bound(manifest)
+    def _opened(self) -> Backend:
+        if self._backend is None:
+            raise SessionError(f"{self.engine_dir}: this session is closed; open a new one.")
+        return self._backend
 
 
 def _vocab_size(manifest: Manifest) -> int:
     return next(int(output.shape[-1]) for output in manifest.outputs if output.name == "logits")
-
-
-def _pieces(length: int, size: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, length, size):
-        yield start, min(start + size, length)
-
-
-def _integers(name: str, values: npt.ArrayLike) -> Ids:
-    try:
-        array = np.asarray(values)
-    except ValueError as error:
-        raise SessionError(f"{name} is not a rectangular array of integers ({error}).") from error
-    if array.size and not np.issubdtype(array.dtype, np.integer):
-        raise SessionError(f"{name} has dtype {array.dtype}, expected integers.")
-    return array.astype(np.int64)

@@ -56,7 +56,7 @@ def state_tensors(manifest: Manifest, batch: int) -> Iterator[StateTensor]:
 
 
 class Positions:
-    """Tokens held by each slot, and the highest position that each slot ever wrote.
+    """Tokens held by each slot, their ids, and the highest position that each slot ever wrote.
 
     A ring keeps `slack` rows more than the model reads, so a slot can go back to `slack` tokens
     below its highest position since its last reset; what lay before is overwritten.
@@ -66,26 +66,47 @@ class Positions:
         self.capacity = capacity
         self.slack = slack
         self.tokens: Int32 = np.zeros(batch, np.int32)
-        self._highest: Int32 = np.zeros(batch, np.int32)
+        self.highest: Int32 = np.zeros(batch, np.int32)
+        # Pages are not touched before ids are written.
+        self._ids: Int32 = np.zeros((batch, capacity), np.int32)
 
-    def check_room(self, num_tokens: Int64) -> None:
+    def check_room(self, num_tokens: Int64, slots: range) -> None:
         """Refuse tokens that do not fit.
 
         Raises:
             SessionError: names the first slot without room.
         """
-        needed = self.tokens + num_tokens
-        for slot in np.flatnonzero(needed > self.capacity)[:1]:
+        held = self.tokens[slots.start : slots.stop]
+        needed = held + num_tokens
+        for index in np.flatnonzero(needed > self.capacity)[:1]:
             raise SessionError(
-                f"slot {slot}: {num_tokens[slot]} tokens after {self.tokens[slot]} need {needed[slot]} "
+                f"slot {slots[index]}: {num_tokens[index]} tokens after {held[index]} need {needed[index]} "
                 f"positions but the engine holds {self.capacity}; export again with "
-                f"`v4graph export --max-seq-len {needed[slot]}` or reset the slot."
+                f"`v4graph export --max-seq-len {needed[index]}` or reset the slot."
             )
 
-    def advance(self, num_tokens: Int32) -> None:
-        """Count tokens that the graph has written."""
-        self.tokens += num_tokens
-        np.maximum(self._highest, self.tokens, out=self._highest)
+    def advance(self, ids: Int64, num_tokens: Int32, slots: range) -> None:
+        """Count and keep tokens that the graph has written: ids [slots, S], `num_tokens` of each row."""
+        for index in np.flatnonzero(num_tokens):
+            slot, count = slots[index], num_tokens[index]
+            start = self.tokens[slot]
+            self._ids[slot, start : start + count] = ids[index, :count]
+            self.tokens[slot] = start + count
+        np.maximum(self.highest, self.tokens, out=self.highest)
+
+    def held(self, slot: int) -> Int32:
+        """Return the ids in a slot's state (a copy)."""
+        return self._ids[slot, : self.tokens[slot]].copy()
+
+    def put(self, slot: int, ids: Int32, highest: int) -> None:
+        """Say that a slot holds these tokens; `highest` is the highest position that its rings saw."""
+        self._ids[slot, : len(ids)] = ids
+        self.tokens[slot], self.highest[slot] = len(ids), highest
+
+    def limits(self) -> Int32:
+        """Return how many tokens of each slot could be taken back."""
+        oldest = np.maximum(self.highest - self.slack, 0)
+        return np.maximum(self.tokens - oldest, 0)
 
     def rollback(self, tokens: Int64) -> None:
         """Take the last `tokens` [B] of each slot back.
@@ -93,12 +114,11 @@ class Positions:
         Raises:
             SessionError: a slot holds fewer tokens, or its rings no longer hold what came before.
         """
-        oldest = np.maximum(self._highest - self.slack, 0)
-        possible = np.maximum(self.tokens - oldest, 0)
+        possible = self.limits()
         for slot in np.flatnonzero(tokens > possible)[:1]:
             raise SessionError(
                 f"slot {slot}: cannot roll back {tokens[slot]} tokens from position {self.tokens[slot]}, "
-                f"{possible[slot]} are possible (its highest position was {self._highest[slot]} and the "
+                f"{possible[slot]} are possible (its highest position was {self.highest[slot]} and the "
                 f"engine keeps {self.slack} more); export with a larger `--rollback-slack` or reset the slot."
             )
         self.tokens -= tokens.astype(np.int32)
@@ -106,4 +126,4 @@ class Positions:
     def reset(self, slots: Int64) -> None:
         """Empty the slots: masks are positional, so their tensors need no clearing."""
         self.tokens[slots] = 0
-        self._highest[slots] = 0
+        self.highest[slots] = 0

@@ -95,6 +95,10 @@ class TrtBackend:
     second run is captured as a CUDA graph.
     """
 
+    # A captured graph has its shapes and addresses: a range of slots would need lanes of its own.
+    slot_ranges = False
+    movable_states = True
+
     def __init__(self, loadable: Loadable, weights: Iterable[tuple[str, Array]]) -> None:
         """Load everything that stays for the session's life; `weights` are taken one at a time.
 
@@ -120,7 +124,7 @@ class TrtBackend:
             self._release()
             raise
 
-    def run(self, inputs: Mapping[str, Array], logits: npt.NDArray[np.float32]) -> None:
+    def run(self, inputs: Mapping[str, Array], logits: npt.NDArray[np.float32], _first: int = 0) -> None:
         """Run the plan once on input_ids, start_pos and num_tokens; `logits` receives its output.
 
         Raises:
@@ -134,6 +138,37 @@ class TrtBackend:
             # The first run is when kernels are compiled; a process that is killed later keeps them.
             self._engine.save_cache()
 
+    def read_state(self, name: str, slot: int, rows: range) -> Array:
+        """Return some rows of a slot, [len(rows), width].
+
+        Raises:
+            EngineError: the GPU failed.
+        """
+        self._device.activate()
+        state = self._states[name]
+        array = np.empty((len(rows), state.shape[2]), state.dtype)
+        self._device.download(array, self._row_address(state, slot, rows))
+        self._device.synchronize()
+        return array
+
+    def write_state(self, name: str, slot: int, rows: range, array: Array) -> None:
+        """Replace some rows of a slot by `array` [len(rows), width].
+
+        Raises:
+            EngineError: the GPU failed.
+        """
+        self._device.activate()
+        address = self._row_address(self._states[name], slot, rows)
+        self._device.upload(address, np.ascontiguousarray(array))
+        # A call that follows may free a buffer, and expects a stream with nothing to do.
+        self._device.synchronize()
+
+    def _row_address(self, state: StateTensor, slot: int, rows: range) -> int:
+        """Return where the first of some rows lies: [batch, rows, width] without gaps."""
+        _, height, width = state.shape
+        offset = (slot * height + rows.start) * width * np.dtype(state.dtype).itemsize
+        return self._bound[state.name].address + offset
+
     def close(self) -> None:
         """Free the GPU; the backend cannot be used afterwards."""
         self._release()
@@ -144,6 +179,7 @@ class TrtBackend:
         states = tuple(state_tensors(manifest, self._loadable.batch))
         self._check_names(states)
         self.state_bytes = sum(state.nbytes for state in states)
+        self._states = {state.name: state for state in states}
         scratch = self._engine.scratch_bytes
         _check_memory(device, _weight_bytes(manifest), self.state_bytes, scratch)
         self._bound = dict(_place_states(device, states))

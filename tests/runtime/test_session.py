@@ -165,7 +165,10 @@ BAD_CALLS = [
     ("rollback", ([0, -1, 0],), r"tokens is \[0, -1, 0\]"),
     ("reset", ([3],), "slot 3 does not exist, the batch has slots 0 to 2"),
     ("reset", ([-1],), "slot -1 does not exist"),
+    ("tokens", (3,), "slot 3 does not exist"),
+    ("rollback_limit", (-1,), "slot -1 does not exist"),
 ]
+RANGES = [range(0), range(2, 2), range(4), range(-1, 1), range(0, 3, 2), range(2, 0, -1)]
 
 
 @pytest.mark.parametrize(("method", "arguments", "message"), BAD_CALLS)
@@ -223,3 +226,99 @@ def test_a_closed_session_says_so(engine: Path, weights: ToyWeights) -> None:
 def test_a_session_needs_positive_sizes(engine: Path, weights: ToyWeights, argument: str) -> None:
     with pytest.raises(SessionError, match=f"{argument} is 0, expected at least 1"):
         Session(engine, weights, **{argument: 0})
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_range_of_slots_leaves_the_others_alone(
+    engine: Path, weights: ToyWeights, expected: list[Any], in_place: bool
+) -> None:
+    session = Session(engine, weights, batch=BATCH, options=OrtOptions(in_place=in_place))
+    assert session.slot_ranges == in_place
+    session.prefill(TEXTS[:, :9], [4, 9, 7])
+    logits = session.prefill(TEXTS[1:, 9:14], [5, 0], slots=range(1, 3))
+    assert logits.shape == (2, VOCAB)
+    np.testing.assert_allclose(logits[0], expected[1][13], atol=TOLERANCE)
+    (last,) = session.decode([TEXTS[2, 7]], slots=range(2, 3))
+    np.testing.assert_allclose(last, expected[2][7], atol=TOLERANCE)
+    assert session.position.tolist() == [4, 14, 8]
+    logits = session.decode(TEXTS[range(BATCH), [4, 14, 8]])
+    for slot, at in enumerate((4, 14, 8)):
+        np.testing.assert_allclose(logits[slot], expected[slot][at], atol=TOLERANCE)
+
+
+def test_a_range_runs_only_its_slots(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = []
+    run = session._backend.run
+
+    def seen(inputs: Any, *rest: Any) -> None:
+        shapes.append(inputs["input_ids"].shape)
+        run(inputs, *rest)
+
+    monkeypatch.setattr(session._backend, "run", seen)
+    session.prefill(TEXTS[1:2, :5], slots=range(1, 2))
+    session.decode(TEXTS[1:, 5], [1, 0], slots=range(1, 3))
+    assert shapes == [(1, 5), (2, 1)]
+
+
+def test_bindings_of_ranges_are_made_once_and_the_oldest_are_let_go(
+    engine: Path, weights: ToyWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("v4graph_runtime.ort_backend.RANGES", 2)
+    session = Session(engine, weights, batch=4)
+    kept = session._backend._ranges
+    for first in (0, 1, 0, 2, 3, 0):
+        session.decode([5], slots=range(first, first + 1))
+    assert list(kept) == [range(3, 4), range(1)]
+    binding = kept[range(1)]
+    session.decode([5], slots=range(1))
+    assert kept[range(1)] is binding
+
+
+@pytest.mark.parametrize("slots", RANGES, ids=str)
+def test_a_range_that_the_batch_does_not_have_is_refused(session: Session, slots: range) -> None:
+    for call in (session.prefill, session.decode):
+        with pytest.raises(
+            SessionError, match=r"slots is range\(.*, expected range\(first, stop\) with 0 <="
+        ):
+            call(np.ones((len(slots), 1), np.int64), slots=slots)
+
+
+def test_errors_name_the_slot_of_the_batch(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = [
+        (([[1], [VOCAB]],), "slot 2: token id 23 in column 0"),
+        (([[1], [1]], [1, 2]), "slot 2: num_tokens is 2"),
+        ((np.ones((2, CAPACITY + 1), np.int64),), "slot 1: 65 tokens after 0"),
+        (([[1]],), r"ids has shape \[1, 1\], expected \[2, S\]"),
+    ]
+    for arguments, message in calls:
+        with pytest.raises(SessionError, match=message):
+            session.prefill(*arguments, slots=range(1, 3))
+
+    def fail(*_: Any) -> None:
+        raise EngineError("out of memory")
+
+    session.prefill(TEXTS[:, :4])
+    monkeypatch.setattr(session._backend, "run", fail)
+    with pytest.raises(EngineError, match=r"slots \[2\] were reset"):
+        session.decode(TEXTS[1:, 4], [0, 1], slots=range(1, 3))
+    assert session.position.tolist() == [4, 4, 0]
+
+
+def test_a_slots_tokens_are_those_of_its_state(session: Session) -> None:
+    session.prefill(TEXTS[:, :10], [10, 0, 3])
+    session.rollback([2, 0, 0])
+    session.decode([5, 6, 7], [1, 1, 0])
+    assert session.tokens(0).tolist() == [*TEXTS[0, :8].tolist(), 5]
+    assert (session.tokens(1).tolist(), session.tokens(2).tolist()) == ([6], TEXTS[2, :3].tolist())
+    assert session.tokens(0).dtype == np.int32
+    session.reset([0])
+    assert session.tokens(0).tolist() == []
+
+
+def test_the_rollback_limit_is_what_rollback_takes(session: Session) -> None:
+    session.prefill(TEXTS[:, :10], [10, 2, 0])
+    assert [session.rollback_limit(slot) for slot in range(BATCH)] == [SLACK, 2, 0]
+    session.rollback([2, 0, 0])
+    assert session.rollback_limit(0) == SLACK - 2
+    session.decode([5, 5, 5])
+    assert session.rollback_limit(0) == SLACK - 1

@@ -34,9 +34,9 @@ def test_a_large_buffer_takes_no_memory_before_it_is_written() -> None:
 
 def test_rolling_back_and_going_on_keeps_the_highest_position() -> None:
     positions = Positions(1, capacity=100, slack=4)
-    one = np.ones(1, np.int64)
-    positions.advance(10 * one.astype(np.int32))
+    ids, one = np.arange(10)[None], np.ones(1, np.int64)
+    positions.advance(ids, 10 * one.astype(np.int32), range(1))
     for _ in range(3):
         positions.rollback(4 * one)
-        positions.advance(4 * one.astype(np.int32))
+        positions.advance(ids, 4 * one.astype(np.int32), range(1))
     assert positions.tokens.tolist() == [10]

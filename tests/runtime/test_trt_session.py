@@ -172,3 +172,17 @@ def test_last_token_logits_are_copied_too(
         assert logits.shape == (BATCH, VOCAB)
         want = [e[n - 1] for e, n in zip(expected, (20, 9, 17), strict=True)]
         np.testing.assert_allclose(logits, want, atol=TOLERANCE)
+
+
+def test_a_range_of_slots_runs_the_whole_batch_with_the_others_idle(
+    engine_dir: Path, machine: Play, weights: ToyWeights, expected: list[Any]
+) -> None:
+    machine()
+    with Session(engine_dir, weights, batch=BATCH) as session:
+        assert not session.slot_ranges
+        session.prefill(TEXTS[1:, :5], [5, 3], slots=range(1, 3))
+        for t in range(5, 9):
+            logits = session.decode(TEXTS[1:2, t], slots=range(1, 2))
+            assert logits.shape == (1, 1, VOCAB)
+            np.testing.assert_allclose(logits[0, 0], expected[1][t], atol=TOLERANCE)
+        assert session.position.tolist() == [0, 9, 3]

@@ -48,7 +48,9 @@ class HostDevice:
 
     def view(self, address: int, shape: tuple[int, ...], dtype: Any) -> Any:
         """Return the memory at an address, all of which must be in one buffer."""
-        block = self.blocks[address]
+        first = max((start for start in self.blocks if start <= address), default=-1)
+        assert first >= 0, "an address before every buffer"
+        block = self.blocks[first][address - first :]
         nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         assert nbytes <= len(block), f"{nbytes} bytes of a buffer of {len(block)}"
         return block[:nbytes].view(dtype).reshape(shape)
@@ -64,9 +66,14 @@ class HostDevice:
         assert array.flags.c_contiguous
         self.uploads.append(address)
         data = array.copy()
+        if not data.nbytes:
+            return
         self.put(lambda: np.copyto(self.view(address, data.shape, data.dtype), data))
 
     def download(self, array: Any, address: int) -> None:
+        # No bytes may have an address behind the last one of a buffer.
+        if not array.nbytes:
+            return
         self.put(lambda: np.copyto(array, self.view(address, array.shape, array.dtype)))
 
     def synchronize(self) -> None:
