@@ -275,7 +275,11 @@ def test_an_answer_goes_on_with_a_prefix(served: Served) -> None:
             openai.BadRequestError,
             "a part of type 'image_url'",
         ),
-        ({"messages": [USER, {"role": "assistant", "content": "."}]}, openai.BadRequestError, "'prefix': true"),
+        (
+            {"messages": [USER, {"role": "assistant", "content": "."}]},
+            openai.BadRequestError,
+            "'prefix': true",
+        ),
         (
             {"tools": [TIDE], "response_format": {"type": "json_object"}},
             openai.BadRequestError,
@@ -320,7 +324,7 @@ def test_an_engine_that_refuses_is_400_and_one_that_fails_500_without_its_words(
 def test_a_failure_inside_a_stream_is_its_last_event(served: Served) -> None:
     served.engine.say(Script("Hel", error=RuntimeError("secret path")))
     text = ""
-    with pytest.raises(openai.APIError, match="internal error [0-9a-f]+; the server's log"):
+    with pytest.raises(openai.APIError, match=r"internal error [0-9a-f]+; the server's log"):
         for chunk in ask(served, stream=True):
             text += chunk.choices[0].delta.content or ""
     assert text == "Hel"

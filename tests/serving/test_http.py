@@ -52,7 +52,11 @@ def with_key(served: Served) -> dict[str, Any]:
         (b"[1]", 422, "The body is a list, expected"),
         (b"{}", 422, "'messages' is missing."),
         (b'{"messages": null}', 400, "messages is missing"),
-        (b'{"messages": [], "n": 99, "a": 1, "b": 1, "c": 1, "d": 1, "e": 1}', 422, "There are 1 more problems."),
+        (
+            b'{"messages": [], "n": 99, "a": 1, "b": 1, "c": 1, "d": 1, "e": 1}',
+            422,
+            "There are 1 more problems.",
+        ),
     ],
 )
 def test_a_body_that_is_none_is_a_sentence(served: Served, body: bytes, status: int, said: str) -> None:
@@ -89,7 +93,9 @@ def test_a_body_of_no_declared_length_is_counted_as_it_comes(served: Served) -> 
 
 
 def test_a_body_that_stops_coming_is_408(guarded: Served) -> None:
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {guarded.key}\r\nContent-Length: 100\r\n"
+    head = (
+        f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {guarded.key}\r\nContent-Length: 100\r\n"
+    )
     with guarded.raw(f"{head}\r\n{{".encode()) as connection:
         assert b" 408 " in connection.recv(10_000)
 
@@ -190,7 +196,9 @@ def test_nothing_that_takes_long_runs_in_the_event_loop(
     monkeypatch.setattr(type(tokenizer), "encode", slow)
     answers: list[int] = []
     threads = [
-        threading.Thread(target=lambda path=path, body=body: answers.append(served.post(path, body).status_code))
+        threading.Thread(
+            target=lambda path=path, body=body: answers.append(served.post(path, body).status_code)
+        )
         for path, body in ((CHAT, BODY), ("/v1/completions", {"prompt": "a"}), ("/tokenize", {"prompt": "a"}))
     ]
     for thread in threads:

@@ -78,7 +78,9 @@ def test_a_port_in_use_is_a_sentence_and_one_is_found_for_0() -> None:
         listener.listen()
         port = int(url.rpartition(":")[2])
         assert port > 0
-        with pytest.raises(EngineError, match="cannot be listened on .*; choose another with --host and --port"):
+        with pytest.raises(
+            EngineError, match=r"cannot be listened on .*; choose another with --host and --port"
+        ):
             bind("127.0.0.1", port)
     with pytest.raises(EngineError, match="cannot be listened on"):
         bind("no.such.host.invalid", 0)

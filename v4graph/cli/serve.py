@@ -15,6 +15,7 @@ from v4graph.cli.output import allow_unknown_option, extra, size
 
 if TYPE_CHECKING:
     from v4graph.ort import Provider
+    from v4graph_runtime import PrefixCache
     from v4graph_runtime.serving import Engine
     from v4graph_runtime.serving.options import ServerOptions
 
@@ -22,9 +23,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("engine_dir", type=click.Path(path_type=Path))
 @checkpoint_option
-@click.option(
-    "--host", default="127.0.0.1", show_default=True, help="0.0.0.0: for other machines too."
-)
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: for other machines too.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: a free one.")
 @click.option(
     "--slots", type=click.IntRange(min=1), default=4, show_default=True, help="Requests that run at once."
@@ -47,14 +46,14 @@ if TYPE_CHECKING:
     "--prefix-cache",
     metavar="DIR",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Keep states here, so that a prompt that begins as an earlier one is not read again.",
+    help="Keep states of prompts here, for the next start too; default: in memory.",
 )
 @click.option(
     "--prefix-cache-bytes",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=0),
     default=1 << 30,
     show_default=True,
-    help="Most bytes of kept states.",
+    help="Most bytes of kept states, which spare reading a prompt's known beginning again; 0: keep none.",
 )
 @click.option(
     "--api-key",
@@ -71,7 +70,9 @@ if TYPE_CHECKING:
     help="A larger body is answered with 413.",
 )
 @click.option(
-    "--max-tokens", type=click.IntRange(min=1), help="Most new tokens of a request; default: the room there is."
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    help="Most new tokens of a request; default: the room there is.",
 )
 @click.option(
     "--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds that a request may take."
@@ -121,15 +122,16 @@ def serve(
     slots: int = options["slots"]
     session, tokenizer = open_engine(engine_dir, checkpoint, provider, threads, allow_unknown, slots)
     limits = Limits(options["max_waiting"], options["prefill_tokens"])
-    with listener, session, Engine(session, tokenizer, limits=limits, cache=_cache(options)) as engine:
+    cache = _cache(options)
+    with listener, session, Engine(session, tokenizer, limits=limits, cache=cache) as engine:
         _listen(engine, listener, _server_options(engine_dir, options), as_json)
 
 
-def _cache(options: dict[str, Any]) -> Any:
-    if options["prefix_cache"] is None:
-        return None
-    from v4graph_runtime.prefix_cache import PrefixCache
+def _cache(options: dict[str, Any]) -> PrefixCache | None:
+    from v4graph_runtime import PrefixCache
 
+    if not options["prefix_cache_bytes"]:
+        return None
     return PrefixCache(options["prefix_cache"], max_bytes=options["prefix_cache_bytes"])
 
 

@@ -190,7 +190,7 @@ async function stats() {
     if (!capacity) $('mode').value = now.mode;
     capacity = now.capacity;
     $('model').textContent = now.model;
-    document.title = `${now.model} – v4graph`;
+    document.title = `${now.model}: chat`;
     if ($('used').textContent === '–') $('used').textContent = `0 / ${number(capacity)}`;
     $('state').textContent = bytes(now.state_bytes);
     $('slots').textContent = `${now.running} of ${now.slots}${now.waiting ? `, ${now.waiting} wait` : ''}`;
