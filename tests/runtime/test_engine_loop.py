@@ -183,7 +183,7 @@ def test_logprobs_are_the_models(loop: Engine, tokenizer: Tokenizer, weights: To
         ([3, VOCAB], FREE, "prompt token 1 is 23, outside the vocabulary, 0 to 22"),
         ([3] * 65, FREE, "the prompt has 65 tokens, the engine holds 64"),
         ([3] * 60, FREE, "60 prompt tokens and 12 new ones need 71 positions"),
-        ([3], RequestOptions(sampling=SamplingOptions(logit_bias={99: 1.0})), "logit_bias .* token 99"),
+        ([3], RequestOptions(sampling=SamplingOptions(logit_bias={99: 1.0})), "logit_bias names token 99"),
     ],
 )
 def test_what_cannot_run_is_refused_at_once(
@@ -249,7 +249,7 @@ def test_async_callers_share_the_engine(loop: Engine, tokenizer: Tokenizer, weig
     async def all_of(prompts: list[str]) -> list[str]:
         return await asyncio.gather(*map(one, prompts))
 
-    prompts = ["abc", "hello", "xyz" * 8]
+    prompts = ["abc", "hello", "stu" * 8]
     expected = [tokenizer.decode(greedy(weights, tokenizer.encode(text), 12)) for text in prompts]
     assert asyncio.run(all_of(prompts)) == expected
 

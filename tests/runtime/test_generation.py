@@ -5,8 +5,8 @@ import time
 import pytest
 
 from v4graph.errors import EngineError
+from v4graph_runtime.request import Piece
 from v4graph_runtime.serving.generation import Generation
-from v4graph_runtime.serving.request import Piece
 
 PIECES = [Piece(i, str(i)) for i in range(5)] + [Piece(None, "!")]
 

@@ -1,14 +1,14 @@
 """Many requests on one session: `Engine` batches them; an OpenAI-compatible server is built on it."""
 
-from v4graph_runtime.serving.engine import Engine, Limits
-from v4graph_runtime.serving.generation import Generation
-from v4graph_runtime.serving.request import (
+from v4graph_runtime.request import (
     Constraint,
     Finish,
     Piece,
     RequestOptions,
     TokenLogprob,
 )
+from v4graph_runtime.serving.engine import Engine, Limits
+from v4graph_runtime.serving.generation import Generation
 from v4graph_runtime.serving.stats import EngineStats
 
 __all__ = [

@@ -14,8 +14,8 @@ import numpy as np
 
 from v4graph.errors import EngineError, V4GraphError
 from v4graph_runtime.prefix_cache import PrefixCache
+from v4graph_runtime.request import Finish
 from v4graph_runtime.serving.generation import Generation
-from v4graph_runtime.serving.request import Finish
 from v4graph_runtime.serving.running import Request, Running
 from v4graph_runtime.serving.schedule import Run, plan, whole
 from v4graph_runtime.serving.stats import Counters

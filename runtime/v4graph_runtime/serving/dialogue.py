@@ -12,8 +12,8 @@ from typing import Any
 from v4graph.errors import SessionError
 from v4graph_runtime import chat
 from v4graph_runtime.chat.format import EOS
+from v4graph_runtime.request import RequestOptions
 from v4graph_runtime.serving.engine import Engine
-from v4graph_runtime.serving.request import RequestOptions
 from v4graph_runtime.snapshot import Snapshot
 
 NOTE = "dialogue"

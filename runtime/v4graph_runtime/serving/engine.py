@@ -19,10 +19,10 @@ from v4graph.errors import BusyError, SessionError
 from v4graph_runtime.constraint import Grammars
 from v4graph_runtime.generate import check_room, check_vocabulary, stop_tokens
 from v4graph_runtime.prefix_cache import PrefixCache
+from v4graph_runtime.request import RequestOptions
 from v4graph_runtime.serving.batch import Batch
 from v4graph_runtime.serving.generation import Generation
-from v4graph_runtime.serving.request import RequestOptions
-from v4graph_runtime.serving.running import Request, request_matcher
+from v4graph_runtime.serving.running import Request
 from v4graph_runtime.serving.stats import EngineStats
 from v4graph_runtime.session import Session
 from v4graph_runtime.tokenizer import Tokenizer
@@ -76,7 +76,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.limits = limits or Limits()
         self._stop_ids = stop_tokens(session)
-        self._grammars = Grammars(tokenizer, self._stop_ids)
+        self._grammars = Grammars(tokenizer, self._stop_ids, vocab_size=session.vocab_size)
         self._batch = Batch(session, tokenizer, self.limits.prefill_tokens, cache)
         self._names = itertools.count(1)
         self._waiting: deque[Request] = deque()
@@ -103,9 +103,9 @@ class Engine:
             self._check_open()
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
         self._check(ids, options)
-        matcher = request_matcher(self._grammars, options)
-        generation = Generation(f"gen-{next(self._names)}", len(ids), self._wake)
         stop_ids = self._stop_ids if options.stop_ids is None else options.stop_ids
+        matcher = self._grammars.matcher(options.constraint, stop_ids) if options.constraint else None
+        generation = Generation(f"gen-{next(self._names)}", len(ids), self._wake)
         deadline = time.monotonic() + options.timeout if options.timeout else None
         request = Request(tuple(ids), options, stop_ids, generation, matcher, deadline)
         with self._changed:
@@ -179,6 +179,7 @@ class Engine:
         most = self.limits.max_prompt_tokens
         if most is not None and len(ids) > most:
             raise SessionError(f"the prompt has {len(ids)} tokens, at most {most} are taken; shorten it.")
+        options.sampling.check(self.session.vocab_size)
         check_room(0, len(ids), options.max_new_tokens, self.session.capacity)
 
     def _wake(self) -> None:

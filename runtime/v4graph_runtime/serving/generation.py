@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Self
 
 from v4graph.errors import V4GraphError
-from v4graph_runtime.serving.request import Finish, Piece
+from v4graph_runtime.request import Finish, Piece
 
 Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
 

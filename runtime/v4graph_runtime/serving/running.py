@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from v4graph_runtime.constraint import Grammars, Matcher
+from v4graph_runtime.constraint import Matcher
+from v4graph_runtime.request import Finish, Piece, RequestOptions
 from v4graph_runtime.sampling import Sampler, token_logprob
 from v4graph_runtime.serving.generation import Generation
-from v4graph_runtime.serving.request import Finish, Piece, RequestOptions
 from v4graph_runtime.stop_text import StopText
 from v4graph_runtime.tokenizer import IncrementalText, Tokenizer
 
@@ -91,12 +91,3 @@ class Running:
         text += "" if self._stop.stopped else self._stop.flush()
         if text:
             self.generation.put(Piece(None, text))
-
-
-def request_matcher(grammars: Grammars, options: RequestOptions) -> Matcher | None:
-    """Compile a request's constraint, if it has one.
-
-    Raises:
-        SessionError: no schema, or no regular expression, that can be followed.
-    """
-    return grammars.matcher(options.constraint) if options.constraint else None
