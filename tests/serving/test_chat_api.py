@@ -11,7 +11,7 @@ from fake_engine import Script
 from served import Served
 
 from v4graph.errors import BusyError, SessionError
-from v4graph_runtime.serving.request import Constraint
+from v4graph_runtime.request import Constraint
 
 USER = {"role": "user", "content": "Tide in Brest?"}
 TIDE = {

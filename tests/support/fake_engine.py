@@ -17,7 +17,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from v4graph.errors import BusyError
 from v4graph_runtime.chat.format import BOS, CONTROL, EOS
-from v4graph_runtime.serving.request import Finish, Piece, RequestOptions, TokenLogprob
+from v4graph_runtime.request import Finish, Piece, RequestOptions, TokenLogprob
 from v4graph_runtime.serving.stats import EngineStats
 from v4graph_runtime.tokenizer import Tokenizer
 

@@ -9,11 +9,11 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from typing import Any, Protocol
 
+from v4graph_runtime.request import Piece, RequestOptions
 from v4graph_runtime.serving import sse
 from v4graph_runtime.serving.errors import ApiError, as_api_error
 from v4graph_runtime.serving.generation import Generation
 from v4graph_runtime.serving.job import Job
-from v4graph_runtime.serving.request import Piece, RequestOptions
 from v4graph_runtime.serving.service import Service
 
 Event = dict[str, Any]

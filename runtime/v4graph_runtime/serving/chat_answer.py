@@ -8,7 +8,7 @@ from typing import Any
 
 from v4graph_runtime.chat import Delta, Mode, Parser, ToolCall
 from v4graph_runtime.chat.format import END_THINK, EOS
-from v4graph_runtime.serving.request import Piece
+from v4graph_runtime.request import Piece
 from v4graph_runtime.serving.tokens import TokenTexts
 
 Event = dict[str, Any]

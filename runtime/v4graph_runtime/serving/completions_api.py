@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from v4graph_runtime.request import Piece, TokenLogprob
 from v4graph_runtime.serving.answer import Choice
 from v4graph_runtime.serving.errors import ApiError
 from v4graph_runtime.serving.http import parse
 from v4graph_runtime.serving.job import Job, constraint, new_job, request_options
-from v4graph_runtime.serving.request import Piece, TokenLogprob
 from v4graph_runtime.serving.schema import CompletionRequest
 from v4graph_runtime.serving.service import Service
 from v4graph_runtime.serving.tokens import TokenTexts, finite

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from v4graph_runtime.generate import stop_tokens
+from v4graph_runtime.request import Constraint, RequestOptions
 from v4graph_runtime.sampling_options import SamplingOptions
 from v4graph_runtime.serving.errors import ApiError
 from v4graph_runtime.serving.options import ServerOptions
-from v4graph_runtime.serving.request import Constraint, RequestOptions
 from v4graph_runtime.serving.schema import Generate, ResponseFormat
 
 if TYPE_CHECKING:

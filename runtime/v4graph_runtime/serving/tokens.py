@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from v4graph_runtime.serving.request import TokenLogprob
+from v4graph_runtime.request import TokenLogprob
 from v4graph_runtime.tokenizer import Tokenizer
 
 
