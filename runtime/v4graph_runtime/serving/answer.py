@@ -7,7 +7,7 @@ import dataclasses
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from v4graph_runtime.request import Piece, RequestOptions
 from v4graph_runtime.serving import sse
@@ -17,6 +17,9 @@ from v4graph_runtime.serving.job import Job
 from v4graph_runtime.serving.service import Service
 
 Event = dict[str, Any]
+# None is the end of a choice, "" nothing new.
+Item = Piece | Literal[""] | None
+Queue = asyncio.Queue[tuple[int, Item | Exception]]
 
 
 class Choice(Protocol):
@@ -67,60 +70,62 @@ class Answer:
 
     async def whole(self) -> Event:
         """Wait for the whole answer."""
-        async with aclosing(self._pieces()) as pieces:
-            async for index, piece in pieces:
-                if piece is not None and index is not None:
-                    self._choices[index].push(piece)
-        for index in range(len(self._choices)):
-            self._end(index)
+        async with aclosing(self._items()) as batches:
+            async for items in batches:
+                for index, item in items:
+                    self._read(index, item)
         return self._body(0, [choice.whole() for choice in self._choices]) | {"usage": self._usage()}
 
     async def events(self) -> AsyncGenerator[bytes]:
         """Yield the events of a stream; an error is one too, and the last."""
         try:
-            async with aclosing(self._chunks()) as chunks:
-                async for chunk in chunks:
-                    yield sse.KEEP_ALIVE if chunk is None else sse.event(chunk)
+            yield self._written([event for choice in self._choices for event in choice.begin()])
+            async with aclosing(self._items(self._service.options.keep_alive)) as batches:
+                async for items in batches:
+                    # What came while the last events were sent goes out at once.
+                    events = [event for one in items for event in self._read(*one)]
+                    yield self._written(events) or sse.KEEP_ALIVE
+            if self._job.include_usage:
+                yield sse.event(self._body(1, []) | {"usage": self._usage()})
             yield sse.DONE
         except Exception as error:
             yield sse.event(as_api_error(error, closing=self._service.closing).body)
 
-    async def _chunks(self) -> AsyncGenerator[Event | None]:
-        for choice in self._choices:
-            for event in choice.begin():
-                yield self._chunk([event])
-        async with aclosing(self._pieces(self._service.options.keep_alive)) as pieces:
-            async for index, piece in pieces:
-                if index is None:
-                    yield None
-                    continue
-                choice = self._choices[index]
-                for event in choice.push(piece) if piece is not None else self._end(index):
-                    yield self._chunk([event])
-        if self._job.include_usage:
-            yield self._body(1, []) | {"usage": self._usage()}
+    async def _items(self, tick: float | None = None) -> AsyncGenerator[list[tuple[int, Item]]]:
+        """Yield what has come of the choices, never nothing; every `tick` seconds also an item "".
 
-    async def _pieces(self, patience: float | None = None) -> AsyncGenerator[tuple[int | None, Piece | None]]:
-        """Yield (choice, piece) as they come, (choice, None) at a choice's end, None after `patience`."""
-        queue: asyncio.Queue[tuple[int, Piece | Exception | None]] = asyncio.Queue()
-        tasks = [asyncio.create_task(_pump(i, one, queue)) for i, one in enumerate(self._generations)]
-        left = len(tasks)
+        Raises:
+            Exception: a generation's, behind what it had.
+        """
+        queue: Queue = asyncio.Queue()
+        pumps = [_pump(i, one, queue) for i, one in enumerate(self._generations)]
+        tasks = [asyncio.create_task(one) for one in (*pumps, *([_tick(tick, queue)] if tick else []))]
+        left = len(pumps)
         try:
             while left:
-                try:
-                    index, item = await asyncio.wait_for(queue.get(), patience)
-                except TimeoutError:
-                    yield None, None
-                    continue
-                if isinstance(item, Exception):
-                    raise item
-                left -= item is None
-                yield index, item
+                items = [await queue.get()]
+                while not queue.empty():
+                    items.append(queue.get_nowait())
+                if came := [(i, item) for i, item in items if not isinstance(item, Exception)]:
+                    yield came
+                for _, item in items:
+                    if isinstance(item, Exception):
+                        raise item
+                    left -= item is None
         finally:
             self.close()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _read(self, index: int, item: Item) -> list[Event]:
+        """Return the choices of the events that an item makes."""
+        if item is None:
+            return self._end(index)
+        return self._choices[index].push(item) if isinstance(item, Piece) else []
+
+    def _written(self, choices: list[Event]) -> bytes:
+        return b"".join(sse.event(self._chunk([choice])) for choice in choices)
 
     def _end(self, index: int) -> list[Event]:
         """Finish a choice.
@@ -183,13 +188,17 @@ def _requests(job: Job) -> Iterator[tuple[list[int], RequestOptions]]:
             yield ids, dataclasses.replace(options, sampling=sampling)
 
 
-async def _pump(
-    index: int, generation: Generation, queue: asyncio.Queue[tuple[int, Piece | Exception | None]]
-) -> None:
+async def _pump(index: int, generation: Generation, queue: Queue) -> None:
     try:
         async for piece in generation:
             queue.put_nowait((index, piece))
-    except Exception as error:  # raised again where the queue is read
+    except Exception as error:  # raised where the queue is read
         queue.put_nowait((index, error))
     else:
         queue.put_nowait((index, None))
+
+
+async def _tick(seconds: float, queue: Queue) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        queue.put_nowait((0, ""))
