@@ -211,14 +211,14 @@ class Session:
         """Whether `snapshot`, `restore` and `fork` work with this backend."""
         return self._opened().movable_states
 
-    def snapshot(self, slot: int = 0) -> Snapshot:
-        """Copy a slot's state and tokens out of the session.
+    def snapshot(self, slot: int = 0, *, notes: Mapping[str, str] | None = None) -> Snapshot:
+        """Copy a slot's state and tokens out of the session; `notes` are kept with them.
 
         Raises:
             SessionError: no such slot, or states that this backend cannot move.
             EngineError: the backend failed.
         """
-        return Snapshot(self.state_contract, self.slot_state(slot))
+        return Snapshot(self.state_contract, self.slot_state(slot), notes or {})
 
     def slot_state(self, slot: int = 0, *, since: int = 0) -> SlotState:
         """Copy what a slot holds; of its caches only the rows that tokens from `since` on have filled.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -73,9 +73,7 @@ class SlotState:
             yield state, rows, group.get(state.name)
 
 
-def joined(pieces: Iterable[SlotState]) -> SlotState:
-    """Return the last of some states with the cache rows of all: each goes on where the one before ended."""
-    pieces = list(pieces)
-    last = pieces[-1]
-    appended = {name: np.concatenate([piece.appended[name] for piece in pieces]) for name in last.appended}
-    return SlotState(last.tokens, last.highest, last.rings, appended, pieces[0].since)
+def joined(pieces: Sequence[Rows]) -> Rows:
+    """Return the cache rows of a text from those of its pieces; names that one of them lacks are left out."""
+    names = [name for name in pieces[0] if all(name in piece for piece in pieces)]
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in names}

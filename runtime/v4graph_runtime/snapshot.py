@@ -7,8 +7,8 @@ session which cannot use the state can say why.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +25,14 @@ KIND = "snapshot"
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Tokens of a slot and all that the model keeps of them; made by `Session.snapshot`."""
+    """Tokens of a slot and all that the model keeps of them; made by `Session.snapshot`.
+
+    `notes` are texts by name that the caller keeps with it.
+    """
 
     contract: Contract
     state: SlotState
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def tokens(self) -> Int32:
@@ -47,7 +51,11 @@ class Snapshot:
 
     def to_bytes(self) -> bytes:
         """Return the snapshot as the bytes of a safetensors file."""
-        text = {"contract": self.contract.to_json(), "highest": str(self.state.highest)}
+        text = {
+            "contract": self.contract.to_json(),
+            "highest": str(self.state.highest),
+            "notes": json.dumps(dict(self.notes)),
+        }
         return pack(KIND, text, groups_of(self.state))
 
     @classmethod
@@ -93,10 +101,10 @@ class Snapshot:
         file = unpack(data, KIND, what)
         try:
             contract, highest = Contract(json.loads(file.text["contract"])), int(file.text["highest"])
-            ids = file.group("tokens")["ids"]
+            ids, notes = file.group("tokens")["ids"], json.loads(file.text["notes"])
         except (KeyError, ValueError) as error:
-            raise damaged(what, "its tokens, contract or highest position are missing") from error
-        return cls(contract, read_state(file, ids, highest))
+            raise damaged(what, "its tokens, contract, notes or highest position are missing") from error
+        return cls(contract, read_state(file, ids, highest), notes)
 
     def check(self, contract: Contract, layout: Iterable[StateRows], capacity: int, vocab_size: int) -> None:
         """Refuse to go into a session with this contract.

@@ -11,10 +11,9 @@ import contextlib
 import hashlib
 import json
 import math
-import mmap
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,8 @@ _CHECKSUM = "sha256."
 _LONGEST_HEADER = 100_000_000
 
 Groups = Mapping[str, Mapping[str, Array]]
-Buffer = bytes | mmap.mmap
+# Returns so many bytes from an offset on, all of which are in the file.
+Read = Callable[[int, int], bytes | memoryview]
 
 
 def pack(kind: str, text: Mapping[str, str], groups: Groups) -> bytes:
@@ -56,10 +56,10 @@ class StateFile:
     text: Mapping[str, str]
     _sums: Mapping[str, str]
     _entries: Mapping[str, tuple[str, tuple[int, ...], int]]
-    _buffer: Buffer
+    _read: Read
 
     def group(self, name: str, *, check: bool = True) -> dict[str, Array]:
-        """Return the arrays of a group: read-only views of the file, as long as they are held.
+        """Return the arrays of a group, read-only.
 
         Raises:
             SessionError: the checksum is wrong, and is not asked to be left alone.
@@ -79,31 +79,58 @@ class StateFile:
         if not count:
             return np.zeros(shape, NUMPY_DTYPES[dtype])
         size = count * NUMPY_DTYPES[dtype].itemsize
-        data = np.frombuffer(self._buffer, np.uint8, size, offset)
+        data = np.frombuffer(self._read(offset, size), np.uint8)
         return data.view(NUMPY_DTYPES[dtype]).reshape(shape)
 
 
-def unpack(data: Buffer, kind: str, what: str) -> StateFile:
-    """Read the header of a whole file.
+def unpack(data: bytes, kind: str, what: str) -> StateFile:
+    """Read the header of a file in memory.
 
     Raises:
         SessionError: not such a file, of another version, or shorter or longer than its header says.
     """
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or length > min(_LONGEST_HEADER, len(data) - 8):
-        raise damaged(what, f"it has {len(data)} bytes, fewer than its header")
+    view = memoryview(data)
+    return _parse(lambda offset, size: view[offset : offset + size], len(data), kind, what)
+
+
+@contextlib.contextmanager
+def opened(path: Path, kind: str) -> Iterator[StateFile]:
+    """Read the header of a file on disk; its groups can be read while the block runs.
+
+    Not mapped: a file that somebody cuts while it is mapped ends the process.
+
+    Raises:
+        OSError: it cannot be read.
+        SessionError: as `unpack`.
+    """
+    with path.open("rb") as file:
+
+        def read(offset: int, size: int) -> bytes:
+            file.seek(offset)
+            data = file.read(size)
+            if len(data) != size:
+                raise damaged(str(path), "it became shorter")
+            return data
+
+        yield _parse(read, os.fstat(file.fileno()).st_size, kind, str(path))
+
+
+def _parse(read: Read, size: int, kind: str, what: str) -> StateFile:
+    length = int.from_bytes(read(0, 8), "little") if size >= 8 else 0
+    if size < 8 or length > min(_LONGEST_HEADER, size - 8):
+        raise damaged(what, f"it has {size} bytes, fewer than its header")
     try:
-        header = json.loads(data[8 : 8 + length])
+        header = json.loads(bytes(read(8, length)))
         text = {str(key): str(value) for key, value in header.pop("__metadata__").items()}
         entries = {name: _entry(8 + length, **item) for name, item in header.items()}
         end = max((stop for *_, stop in entries.values()), default=8 + length)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise damaged(what, "its header is no safetensors header with metadata") from error
     _check_format(text, kind, what)
-    if end != len(data):
-        raise damaged(what, f"it has {len(data)} bytes, its header promises {end}")
+    if end != size:
+        raise damaged(what, f"it has {size} bytes, its header promises {end}")
     sums = {key.removeprefix(_CHECKSUM): text.pop(key) for key in list(text) if key.startswith(_CHECKSUM)}
-    return StateFile(what, text, sums, {name: entry[:3] for name, entry in entries.items()}, data)
+    return StateFile(what, text, sums, {name: entry[:3] for name, entry in entries.items()}, read)
 
 
 def _entry(base: int, dtype: str, shape: list[int], data_offsets: list[int]) -> tuple[Any, ...]:
