@@ -13,7 +13,7 @@ from v4graph.errors import ConfigError, EngineError
 
 Cli = Callable[..., Result]
 COMMANDS = (
-    *("plan", "export", "optimize", "passes", "build", "encode", "run", "eval", "bench", "verify"),
+    *("plan", "export", "optimize", "passes", "build", "encode", "run", "serve", "eval", "bench", "verify"),
     *("inspect", "view", "init", "pack", "kernels", "doctor"),
 )
 

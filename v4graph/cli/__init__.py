@@ -23,6 +23,7 @@ from v4graph.cli.inspect import inspect
 from v4graph.cli.kernels import kernels
 from v4graph.cli.optimize import optimize, passes
 from v4graph.cli.plan import plan
+from v4graph.cli.serve import serve
 from v4graph.cli.verify import verify
 from v4graph.cli.view import view
 from v4graph.errors import V4GraphError
@@ -69,7 +70,7 @@ def main() -> None:
 
 
 for _command in (
-    *(plan, export, optimize, passes, build, encode, run, chat, evaluate, bench, verify),
+    *(plan, export, optimize, passes, build, encode, run, chat, serve, evaluate, bench, verify),
     *(inspect, view, init, pack, kernels, doctor),
 ):
     main.add_command(_command)

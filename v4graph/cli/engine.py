@@ -174,15 +174,22 @@ def _read(path: Path, max_bytes: int | None) -> str:
 
 
 def open_engine(
-    engine_dir: Path, checkpoint: str | None, provider: Provider, threads: int, allow_unknown: bool
+    engine_dir: Path,
+    checkpoint: str | None,
+    provider: Provider,
+    threads: int,
+    allow_unknown: bool,
+    batch: int = 1,
 ) -> tuple[Session, Tokenizer]:
+    """Open an engine of `batch` slots with its weights, and the tokenizer beside either."""
     from v4graph.source import open_checkpoint
     from v4graph_runtime import Session, Tokenizer
 
     weights = open_checkpoint(checkpoint, allow_unknown=allow_unknown) if checkpoint is not None else None
     with progress() as report:
         report("open the engine", 0, 1)
-        session = Session(engine_dir, weights, options=session_options(engine_dir, provider, threads))
+        options = session_options(engine_dir, provider, threads)
+        session = Session(engine_dir, weights, batch, options=options)
     return session, Tokenizer.load(engine_dir, weights.path if weights else None)
 
 
