@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,9 +15,9 @@ import click
 
 from v4graph.cli.chat_files import FilesPrompt, files_prompt
 from v4graph.cli.engine import checkpoint_option, open_engine, provider_option, threads_option
-from v4graph.cli.output import allow_unknown_option, extra, progress, size
+from v4graph.cli.output import allow_unknown_option, extra, json_option, progress, size
 from v4graph.cli.sampling import generate_options, sampling_options
-from v4graph.errors import V4GraphError
+from v4graph.errors import V4GraphError, near_match
 
 if TYPE_CHECKING:
     from v4graph.ort import Provider
@@ -62,6 +63,7 @@ COMMANDS = {
 @provider_option
 @threads_option
 @allow_unknown_option
+@json_option
 def chat(
     engine_dir: Path,
     checkpoint: str | None,
@@ -73,12 +75,13 @@ def chat(
     provider: Provider,
     threads: int,
     allow_unknown: bool,
+    as_json: bool,
     **sampling: Any,
 ) -> None:
     """Talk with a model.
 
     Answers go to stdout; reasoning, figures and progress to stderr. Lines are read from stdin, so a file of
-    them works too.
+    them works too. With --json each answer is an object on a line of its own.
 
     \b
     v4graph chat build/flash.engine --checkpoint DIR --mode thinking
@@ -93,7 +96,7 @@ def chat(
     session, tokenizer = open_engine(engine_dir, checkpoint, provider, threads, allow_unknown)
     with session, Engine(session, tokenizer, cache=PrefixCache()) as engine:
         told = [{"role": "system", "content": system}] if system else []
-        terminal = Terminal(Dialogue(engine, options, mode, told))
+        terminal = Terminal(Dialogue(engine, options, mode, told), as_json)
         if first:
             terminal.attach(first)
         if load:
@@ -110,6 +113,7 @@ class Terminal:
     """A dialogue on stdin, stdout and stderr."""
 
     dialogue: Dialogue
+    as_json: bool = False
     attached: str = ""
 
     def talk(self) -> None:
@@ -132,10 +136,18 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """Say something, with the files that wait to be said, and print the answer."""
-        reply = self.dialogue.say(self.attached + text)
-        self.attached = ""
+        # Files that do not fit are not in the way of the next message.
+        text, self.attached = self.attached + text, ""
+        reply = self.dialogue.say(text)
         with _stopped_by_ctrl_c(reply):
-            self._show(reply)
+            self._wait(reply)
+            if self.as_json:
+                reply.message_at_end()
+            else:
+                self._show(reply)
+        if self.as_json:
+            click.echo(json.dumps(_figures(reply), ensure_ascii=False))
+            return
         click.echo()
         click.echo(_summary(reply), err=True)
 
@@ -158,7 +170,6 @@ class Terminal:
         click.echo(f"{path}: {count} messages, {self._position():,} tokens in the state", err=True)
 
     def _show(self, reply: Reply) -> None:
-        self._wait(reply)
         kind = ""
         for delta in reply:
             if kind == "reasoning" and delta.kind != "reasoning":
@@ -192,7 +203,8 @@ class Terminal:
             "/exit": lambda: None,
         }
         if name not in known:
-            raise click.UsageError(f"unknown command {name}; /help lists them.")
+            near = near_match(name, known) or "; /help lists them."
+            raise click.UsageError(f"unknown command {name}{near}")
         known[name]()
         return name == "/exit"
 
@@ -236,14 +248,19 @@ def _stopped_by_ctrl_c(reply: Reply) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         reply.cancel()
-        for _ in reply:
-            pass
+        reply.message_at_end()
 
 
 def _needed(command: str, argument: str) -> str:
     if not argument:
         raise click.UsageError(f"{command} needs the name of a file.")
     return argument
+
+
+def _figures(reply: Reply) -> dict[str, Any]:
+    made = reply.generation
+    names = ("finish", "prompt_tokens", "cached_tokens", "new_tokens", "time_to_first_token", "seconds")
+    return {"message": reply.message.to_dict()} | {name: getattr(made, name) for name in names}
 
 
 def _summary(reply: Reply) -> str:

@@ -113,6 +113,12 @@ class Reply(Iterator[chat.Delta]):
         """Stop; what was made so far still comes, and counts as said."""
         self.generation.cancel()
 
+    def message_at_end(self) -> chat.Message:
+        """Wait for the end and return the whole message."""
+        for _ in self:
+            pass
+        return self.message
+
     def __next__(self) -> chat.Delta:
         """Wait for the next part.
 
