@@ -48,6 +48,7 @@ OWNERS: dict[str, dict[str, frozenset[Kind]]] = {
     "onnxscript": ONNX,
     "onnxruntime": {"v4graph_runtime": LAZILY},
     "tokenizers": {"v4graph_runtime": LAZILY},
+    "llguidance": {"v4graph_runtime": LAZILY},
     "tensorrt": {"v4graph_plugins": ANYHOW, "v4graph_runtime": LAZILY},
     "tensorrt_rtx": {"v4graph_plugins": ANYHOW, "v4graph_runtime": LAZILY},
     "cuda": {"v4graph_plugins": LAZILY, "v4graph_runtime": LAZILY},

@@ -8,7 +8,10 @@ import time
 
 import pytest
 
-HEAVY = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "tensorrt", "tokenizers", "transformers")
+HEAVY = (
+    *("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "tensorrt"),
+    *("tokenizers", "transformers", "llguidance", "starlette", "uvicorn", "pydantic", "prometheus_client"),
+)
 
 
 def _python(code: str) -> str:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import numpy as np
 
 from v4graph.errors import SessionError
+from v4graph_runtime.constraint import Grammars, Matcher
+from v4graph_runtime.request import Constraint, RequestOptions
 from v4graph_runtime.sampling import Sampler
+from v4graph_runtime.sampling_options import SamplingOptions
 from v4graph_runtime.session import Logits, Session
+from v4graph_runtime.stop_text import StopText
 from v4graph_runtime.tokenizer import IncrementalText, Tokenizer
 
 
@@ -21,9 +25,12 @@ class GenerateOptions:
 
     Attributes:
         max_new_tokens: Stop after so many.
-        temperature, top_p, seed: See `Sampler`.
         stop_ids: Tokens that end the text and are not part of it; None means config.json's
             eos_token_id.
+        stop: Texts that do so.
+        constraint: What the text must match; it ends when nothing may follow.
+
+    The others are `SamplingOptions`'.
     """
 
     max_new_tokens: int = 128
@@ -31,6 +38,29 @@ class GenerateOptions:
     top_p: float = 1.0
     seed: int | None = None
     stop_ids: tuple[int, ...] | None = None
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    stop: tuple[str, ...] = ()
+    constraint: Constraint | None = None
+
+    def request(self) -> RequestOptions:
+        """Return the same in the form that checks it.
+
+        Raises:
+            SessionError: a value out of range.
+        """
+        names = (one.name for one in fields(SamplingOptions))
+        return RequestOptions(
+            max_new_tokens=self.max_new_tokens,
+            sampling=SamplingOptions(**{name: getattr(self, name) for name in names}),
+            stop=self.stop,
+            stop_ids=self.stop_ids,
+            constraint=self.constraint,
+        )
 
 
 @dataclass
@@ -61,31 +91,41 @@ class TextStream(Iterator[str]):
     def __init__(
         self, session: Session, tokenizer: Tokenizer, prompt: list[int], options: GenerateOptions
     ) -> None:
+        request = options.request()
+        stop_ids = stop_tokens(session) if request.stop_ids is None else request.stop_ids
         self.stats = Stats(prompt_tokens=len(prompt), state_bytes=session.state_bytes)
         self.ids: list[int] = []
+        self._sample = Sampler(request.sampling, prompt)
+        self._matcher = _matcher(session, tokenizer, stop_ids, request.constraint)
         self._text = IncrementalText(tokenizer, prompt)
-        self._pieces = self._generate(session, prompt, options)
+        self._stop = StopText(request.stop)
+        self._pieces = self._generate(self._tokens(session, prompt, stop_ids, request.max_new_tokens))
 
     def __next__(self) -> str:
         """Return the next piece, never an empty one."""
         return next(self._pieces)
 
-    def _generate(self, session: Session, prompt: list[int], options: GenerateOptions) -> Iterator[str]:
-        for token in self._tokens(session, prompt, options):
+    def _generate(self, tokens: Iterator[int]) -> Iterator[str]:
+        for token in tokens:
             self.ids.append(token)
-            if piece := self._text.push(token):
+            if piece := self._stop.push(self._text.push(token)):
                 yield piece
-        if piece := self._text.flush():
+            if self._stop.stopped:
+                break
+        piece = self._stop.push(self._text.flush()) + self._stop.flush()
+        if self._stop.stopped:
+            self.stats.finish = "stop"
+        if piece:
             yield piece
 
-    def _tokens(self, session: Session, prompt: list[int], options: GenerateOptions) -> Iterator[int]:
+    def _tokens(
+        self, session: Session, prompt: list[int], stop_ids: tuple[int, ...], most: int
+    ) -> Iterator[int]:
         stats = self.stats
-        sample = Sampler(options.temperature, options.top_p, options.seed)
-        stop_ids = stop_tokens(session) if options.stop_ids is None else options.stop_ids
         began = time.perf_counter()
         logits = session.prefill([prompt])
         while True:
-            token = sample(_last_row(logits))
+            token = self._next(_last_row(logits))
             seconds = time.perf_counter() - began
             if stats.new_tokens == 0:
                 stats.time_to_first_token = seconds
@@ -94,7 +134,9 @@ class TextStream(Iterator[str]):
                 return
             stats.decode_seconds += seconds if stats.new_tokens else 0.0
             stats.new_tokens += 1
-            if stats.new_tokens == options.max_new_tokens:
+            if self._matcher is not None and self._matcher.finished:
+                stats.finish = "stop"
+            elif stats.new_tokens == most:
                 stats.finish = "length"
             yield token
             if stats.finish:
@@ -102,6 +144,13 @@ class TextStream(Iterator[str]):
             # The time that the consumer took with the last piece is not counted.
             began = time.perf_counter()
             logits = session.decode([token])
+
+    def _next(self, logits: Logits) -> int:
+        if self._matcher is None:
+            return self._sample(logits)
+        token = self._sample(logits, self._matcher.allowed())
+        self._matcher.accept(token)
+        return token
 
 
 def stream(session: Session, tokenizer: Tokenizer, prompt: str, options: GenerateOptions) -> TextStream:
@@ -112,13 +161,12 @@ def stream(session: Session, tokenizer: Tokenizer, prompt: str, options: Generat
 
     Raises:
         SessionError: a batch other than 1, an empty prompt, an option out of range, a tokenizer of
-            another vocabulary, or no room for the prompt and the new tokens.
+            another vocabulary, a constraint that cannot be compiled, or no room for the prompt and the
+            new tokens.
     """
     if session.batch != 1:
         raise SessionError(f"text is generated by a session of batch 1, this one has {session.batch}.")
-    if options.max_new_tokens < 1:
-        raise SessionError(f"max_new_tokens is {options.max_new_tokens}, expected at least 1.")
-    Sampler(options.temperature, options.top_p, options.seed)
+    options.request().sampling.check(session.vocab_size)
     check_vocabulary(session, tokenizer)
     position = int(session.position[0])
     ids = tokenizer.encode(prompt, start=position == 0)
@@ -126,8 +174,16 @@ def stream(session: Session, tokenizer: Tokenizer, prompt: str, options: Generat
         raise SessionError(
             "the prompt is empty and the tokenizer has no BOS token to start from; give some text."
         )
-    _check_room(position, len(ids), options.max_new_tokens, session.capacity)
+    check_room(position, len(ids), options.max_new_tokens, session.capacity)
     return TextStream(session, tokenizer, ids, options)
+
+
+def _matcher(
+    session: Session, tokenizer: Tokenizer, stop_ids: tuple[int, ...], constraint: Constraint | None
+) -> Matcher | None:
+    if constraint is None:
+        return None
+    return Grammars(tokenizer, stop_ids, vocab_size=session.vocab_size).matcher(constraint)
 
 
 def stop_tokens(session: Session) -> tuple[int, ...]:
@@ -147,7 +203,7 @@ def check_vocabulary(session: Session, tokenizer: Tokenizer) -> None:
         )
 
 
-def _check_room(position: int, prompt: int, new: int, capacity: int) -> None:
+def check_room(position: int, prompt: int, new: int, capacity: int) -> None:
     held = f" after {position} in the state" if position else ""
     export = f"export again with `v4graph export --max-seq-len {position + prompt + new}`"
     if position + prompt > capacity:

@@ -58,3 +58,20 @@ class SamplingOptions:
                 raise SessionError(
                     f"logit_bias is {bias} for token {token}, expected finite numbers for token ids from 0."
                 )
+
+    @property
+    def penalises(self) -> bool:
+        """Whether tokens that the text has already lose or gain by it."""
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)
+
+    def check(self, vocab_size: int) -> None:
+        """Refuse what a model of this vocabulary cannot do.
+
+        Raises:
+            SessionError: logit_bias names a token that does not exist.
+        """
+        last = max(self.logit_bias, default=-1)
+        if last >= vocab_size:
+            raise SessionError(
+                f"logit_bias names token {last}, expected token ids from 0 to {vocab_size - 1}."
+            )

@@ -72,9 +72,9 @@ class Tokenizer:
             ids.insert(0, self.bos_id)
         return ids
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return text, special tokens left out."""
-        return str(self.core.decode(list(ids), skip_special_tokens=True))
+    def decode(self, ids: Sequence[int], special_tokens: bool = False) -> str:
+        """Return text, special tokens left out unless asked for."""
+        return str(self.core.decode(list(ids), skip_special_tokens=not special_tokens))
 
 
 class IncrementalText:
@@ -84,9 +84,12 @@ class IncrementalText:
     previous piece too, because some decoders write a token differently at the start of a text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
-        """Start after `context`, tokens whose text is out already."""
+    def __init__(
+        self, tokenizer: Tokenizer, context: Sequence[int] = (), special_tokens: bool = False
+    ) -> None:
+        """Start after `context`, tokens whose text is out already; `special_tokens`: they are text too."""
         self._tokenizer = tokenizer
+        self._special_tokens = special_tokens
         self._done = list(context[-CONTEXT:])
         self._pending: list[int] = []
 
@@ -101,8 +104,8 @@ class IncrementalText:
         return self._take(self._text())
 
     def _text(self) -> str:
-        before = self._tokenizer.decode(self._done)
-        return self._tokenizer.decode(self._done + self._pending)[len(before) :]
+        before = self._tokenizer.decode(self._done, self._special_tokens)
+        return self._tokenizer.decode(self._done + self._pending, self._special_tokens)[len(before) :]
 
     def _take(self, text: str) -> str:
         # Special tokens have no text: keep what went before them as context.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,37 @@ def test_run_is_reproducible_and_streams_what_json_holds(cli: Cli, engine: Path,
     assert len(report["ids"]) == report["new_tokens"] == 8
     assert report["state_bytes"] > 0
     assert result.stderr == ""
+
+
+def test_run_stops_at_a_text(cli: Cli, engine: Path, checkpoint: Path) -> None:
+    command = ("run", engine, "--checkpoint", checkpoint, "--prompt", "And", "--max-new-tokens", 8, "--json")
+    text = json.loads(cli(*command).stdout)["text"]
+    report = json.loads(cli(*command, "--stop", "never there", "--stop", text[2:4]).stdout)
+    assert (report["text"], report["finish"]) == (text[: text.index(text[2:4])], "stop")
+
+
+def test_run_matches_a_pattern_or_a_schema(cli: Cli, engine: Path, checkpoint: Path, tmp_path: Path) -> None:
+    command = ("run", engine, "--checkpoint", checkpoint, "--prompt", "And", "--max-new-tokens", 40, "--json")
+    report = json.loads(cli(*command, "--regex", "(yes|no), [0-9]{3}").stdout)
+    assert re.fullmatch("(yes|no), [0-9]{3}", report["text"])
+    assert report["finish"] == "stop"
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": [[1, "a"], [2]]}')
+    assert json.loads(json.loads(cli(*command, "--json-schema", schema).stdout)["text"]) in ([1, "a"], [2])
+
+
+def test_run_refuses_what_the_text_cannot_match(
+    cli: Cli, engine: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    command = ("run", engine, "--checkpoint", checkpoint, "--prompt", "And", "--max-new-tokens", 40)
+    both = cli(*command, "--regex", "a", "--json-schema", tmp_path / "schema.json")
+    assert both.stderr.endswith("--json-schema and --regex exclude each other; leave one out.\n")
+    missing = cli(*command, "--json-schema", tmp_path / "schema.json")
+    assert f"--json-schema: {tmp_path / 'schema.json'}: No such file or directory." in missing.stderr
+    bad = cli(*command, "--regex", "a(")
+    assert bad.stderr.startswith("Error: the regular expression 'a(' cannot constrain an output.\n")
+    assert "unclosed group" in bad.stderr
+    assert {result.exit_code for result in (both, missing, bad)} == {2}
 
 
 def test_eval_scores_a_file(cli: Cli, engine: Path, checkpoint: Path, tmp_path: Path) -> None:

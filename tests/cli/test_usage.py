@@ -13,8 +13,8 @@ from v4graph.errors import ConfigError, EngineError
 
 Cli = Callable[..., Result]
 COMMANDS = (
-    *("plan", "export", "optimize", "passes", "build", "encode", "run", "serve", "eval", "bench", "verify"),
-    *("inspect", "view", "init", "pack", "kernels", "doctor"),
+    *("plan", "export", "optimize", "passes", "build", "encode", "run", "chat", "serve", "eval"),
+    *("bench", "verify", "inspect", "view", "init", "pack", "kernels", "doctor"),
 )
 
 

@@ -7,6 +7,8 @@ from toy_engine import CAPACITY, VOCAB, ToyWeights, logits_of
 
 from v4graph.errors import SessionError
 from v4graph_runtime import GenerateOptions, Session, Tokenizer, stream
+from v4graph_runtime.sampling import Sampler
+from v4graph_runtime.sampling_options import SamplingOptions
 
 
 @pytest.fixture(params=["engine", "all_logits_engine"])
@@ -41,6 +43,47 @@ def test_a_stop_token_ends_the_text_and_is_not_part_of_it(
     pieces = stream(session, tokenizer, "hello", GenerateOptions(20, stop_ids=(stop,)))
     assert "".join(pieces) == tokenizer.decode(expected[: expected.index(stop)])
     assert pieces.stats.finish == "stop"
+
+
+def test_a_stop_text_ends_the_text_and_is_not_part_of_it(
+    session: Session, tokenizer: Tokenizer, weights: ToyWeights
+) -> None:
+    expected = tokenizer.decode(greedy(weights, tokenizer.encode("hello"), 20))
+    stop = expected[7:10]
+    options = GenerateOptions(20, stop_ids=(), stop=(stop, "never"))
+    pieces = stream(session, tokenizer, "hello", options)
+    assert "".join(pieces) == expected[: expected.index(stop)]
+    assert (pieces.stats.finish, len(pieces.ids)) == ("stop", expected.index(stop) + 3)
+    # No token is computed behind it, also where it ends with the last one that was asked for.
+    assert session.position.tolist() == [6 + expected.index(stop) + 2]
+    session.reset()
+    last = stream(session, tokenizer, "hello", GenerateOptions(len(pieces.ids), stop_ids=(), stop=(stop,)))
+    assert "".join(last) == expected[: expected.index(stop)]
+    assert last.stats.finish == "stop"
+
+
+def test_text_that_only_began_a_stop_comes_at_the_end(
+    session: Session, tokenizer: Tokenizer, weights: ToyWeights
+) -> None:
+    expected = tokenizer.decode(greedy(weights, tokenizer.encode("hello"), 5))
+    pieces = stream(session, tokenizer, "hello", GenerateOptions(5, stop_ids=(), stop=(expected + "a",)))
+    assert list(pieces) == [expected]
+    assert pieces.stats.finish == "length"
+
+
+def test_every_option_reaches_the_sampler(
+    session: Session, tokenizer: Tokenizer, weights: ToyWeights
+) -> None:
+    chosen: dict[str, Any] = {"temperature": 1.5, "top_p": 0.9, "top_k": 9, "min_p": 0.01, "seed": 4}
+    chosen |= {"repetition_penalty": 1.2, "presence_penalty": 0.3, "frequency_penalty": 0.2}
+    chosen |= {"logit_bias": {5: 2.0}}
+    ids = tokenizer.encode("hello")
+    sample, output = Sampler(SamplingOptions(**chosen), ids), []
+    for _ in range(20):
+        output.append(sample(logits_of([*ids, *output], weights)[-1].astype(np.float32)))
+    pieces = stream(session, tokenizer, "hello", GenerateOptions(20, stop_ids=(), **chosen))
+    list(pieces)
+    assert pieces.ids == output
 
 
 def test_the_configs_end_token_stops_by_default(
@@ -105,6 +148,10 @@ def test_other_bad_calls_are_refused_before_the_first_token(
         stream(session, byte_tokenizer, "a", GenerateOptions())
     with pytest.raises(SessionError, match="temperature is -1"):
         stream(session, tokenizer, "a", GenerateOptions(temperature=-1))
+    with pytest.raises(SessionError, match="logit_bias names token 23, expected token ids from 0 to 22"):
+        stream(session, tokenizer, "a", GenerateOptions(logit_bias={23: 1.0}))
+    with pytest.raises(SessionError, match="stop holds an empty text"):
+        stream(session, tokenizer, "a", GenerateOptions(stop=("",)))
     with pytest.raises(SessionError, match="the prompt is empty"):
         stream(session, Tokenizer(tokenizer.core), "", GenerateOptions())
     with pytest.raises(SessionError, match="batch 1, this one has 2"):

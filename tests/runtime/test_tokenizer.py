@@ -12,8 +12,10 @@ from v4graph_runtime.tokenizer import IncrementalText
 TEXTS = ["In the beginning", "naïve café", "🤯👩‍👩‍👧", "中文字符", " leading", "a\ufffdb", "\n\n"]
 
 
-def pieces(tokenizer: Tokenizer, ids: list[int], context: list[int]) -> list[str]:
-    text = IncrementalText(tokenizer, context)
+def pieces(
+    tokenizer: Tokenizer, ids: list[int], context: list[int], special_tokens: bool = False
+) -> list[str]:
+    text = IncrementalText(tokenizer, context, special_tokens)
     return [*(text.push(token) for token in ids), text.flush()]
 
 
@@ -28,13 +30,23 @@ def test_pieces_join_to_the_text_and_no_character_is_split(
         assert [piece for piece in out if piece] == list(text)
 
 
-@given(ids=st.lists(st.integers(0, 257), max_size=40), split=st.integers(0, 40))
+@given(ids=st.lists(st.integers(0, 257), max_size=40), special_tokens=st.booleans())
 def test_pieces_of_any_tokens_join_to_the_decoded_whole(
-    byte_tokenizer: Tokenizer, ids: list[int], split: int
+    byte_tokenizer: Tokenizer, ids: list[int], special_tokens: bool
 ) -> None:
-    out = pieces(byte_tokenizer, ids, byte_tokenizer.encode("né🤯"))
-    assert "".join(out) == byte_tokenizer.decode(ids)
+    out = pieces(byte_tokenizer, ids, byte_tokenizer.encode("né🤯"), special_tokens)
+    assert "".join(out) == byte_tokenizer.decode(ids, special_tokens)
     "".join(out).encode("utf-8")
+
+
+def test_special_tokens_are_text_only_if_asked_for(byte_tokenizer: Tokenizer) -> None:
+    ids = [0, *byte_tokenizer.encode("a", start=False), 1]
+    assert (byte_tokenizer.decode(ids), byte_tokenizer.decode(ids, special_tokens=True)) == (
+        "a",
+        "<bos>a<eos>",
+    )
+    assert pieces(byte_tokenizer, ids, []) == ["", "a", "", ""]
+    assert pieces(byte_tokenizer, ids, [], special_tokens=True) == ["<bos>", "a", "<eos>", ""]
 
 
 def test_an_incomplete_character_is_held_back_until_the_end(byte_tokenizer: Tokenizer) -> None:

@@ -13,6 +13,7 @@ import click
 from v4graph import __version__
 from v4graph.cli.bench import bench
 from v4graph.cli.build import build
+from v4graph.cli.chat import chat
 from v4graph.cli.checkpoint import init, pack
 from v4graph.cli.doctor import doctor
 from v4graph.cli.encode import encode
@@ -69,7 +70,7 @@ def main() -> None:
 
 
 for _command in (
-    *(plan, export, optimize, passes, build, encode, run, serve, evaluate, bench, verify),
+    *(plan, export, optimize, passes, build, encode, run, chat, serve, evaluate, bench, verify),
     *(inspect, view, init, pack, kernels, doctor),
 ):
     main.add_command(_command)

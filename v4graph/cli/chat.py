@@ -15,6 +15,7 @@ import click
 from v4graph.cli.chat_files import FilesPrompt, files_prompt
 from v4graph.cli.engine import checkpoint_option, open_engine, provider_option, threads_option
 from v4graph.cli.output import allow_unknown_option, extra, progress, size
+from v4graph.cli.sampling import generate_options, sampling_options
 from v4graph.errors import V4GraphError
 
 if TYPE_CHECKING:
@@ -57,9 +58,7 @@ COMMANDS = {
 @click.option("--load", type=click.Path(path_type=Path), help="Go on from a file of /save.")
 @click.option("--message", "-m", multiple=True, help="Say this and end, instead of asking; may be repeated.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=1024, show_default=True)
-@click.option("--temperature", type=float, default=1.0, show_default=True, help="0: the most likely token.")
-@click.option("--top-p", type=float, default=1.0, show_default=True)
-@click.option("--seed", type=int, help="Same seed, same answers.")
+@sampling_options
 @provider_option
 @threads_option
 @allow_unknown_option
@@ -90,7 +89,7 @@ def chat(
         from v4graph_runtime import PrefixCache
         from v4graph_runtime.serving import Engine
         from v4graph_runtime.serving.dialogue import Dialogue
-    options = _options(**sampling)
+    options = generate_options(sampling).request()
     session, tokenizer = open_engine(engine_dir, checkpoint, provider, threads, allow_unknown)
     with session, Engine(session, tokenizer, cache=PrefixCache()) as engine:
         told = [{"role": "system", "content": system}] if system else []
@@ -104,13 +103,6 @@ def chat(
                 terminal.say(text)
         else:
             terminal.talk()
-
-
-def _options(max_new_tokens: int, temperature: float, top_p: float, seed: int | None) -> Any:
-    from v4graph_runtime import SamplingOptions
-    from v4graph_runtime.serving import RequestOptions
-
-    return RequestOptions(max_new_tokens, SamplingOptions(temperature, top_p, seed=seed))
 
 
 @dataclass

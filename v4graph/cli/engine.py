@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from v4graph.cli.output import allow_unknown_option, extra, json_option, print_json, progress, size
+from v4graph.cli.sampling import generate_options, sampling_options
 
 if TYPE_CHECKING:
     from v4graph.ort import Provider
@@ -38,13 +39,7 @@ provider_option = click.option(
 @checkpoint_option
 @click.option("--prompt", required=True, help="Text to go on from.")
 @click.option("--max-new-tokens", type=int, default=128, show_default=True)
-@click.option(
-    "--temperature", type=float, default=0.0, show_default=True, help="0: always the most likely token."
-)
-@click.option(
-    "--top-p", type=float, default=1.0, show_default=True, help="Sample among the likeliest tokens only."
-)
-@click.option("--seed", type=int, help="Same seed, same text.")
+@sampling_options
 @provider_option
 @threads_option
 @allow_unknown_option
@@ -65,12 +60,17 @@ def run(
 
     \b
     v4graph run build/nano.engine --checkpoint models/nano --prompt "In the beginning" \\
-        --max-new-tokens 200 --temperature 0.8 --seed 1
+        --max-new-tokens 200 --temperature 0.8 --min-p 0.05 --seed 1
+
+    \b
+    v4graph run build/nano.engine --checkpoint models/nano --prompt "Chapter " \\
+        --regex "[1-9][0-9]?: [A-Z][a-z]+"
     """
     with extra("ort"):
-        from v4graph_runtime import GenerateOptions, stream
+        from v4graph_runtime import stream
+    chosen = generate_options(options)
     session, tokenizer = open_engine(engine_dir, checkpoint, provider, threads, allow_unknown)
-    pieces = stream(session, tokenizer, prompt, GenerateOptions(**options))
+    pieces = stream(session, tokenizer, prompt, chosen)
     if as_json:
         text = "".join(pieces)
         print_json({"prompt": prompt, "text": text, "ids": pieces.ids, **_figures(pieces.stats)})

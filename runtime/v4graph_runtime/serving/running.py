@@ -79,10 +79,11 @@ class Running:
     def _finish(self, new_tokens: int) -> Finish:
         if self._stop.stopped:
             return "stop"
-        if new_tokens == self._options.max_new_tokens:
+        # What the constraint asks for is there whole: nothing may follow.
+        whole = self._matcher is not None and self._matcher.finished
+        if whole or new_tokens == self._options.max_new_tokens:
             self._flush()
-            # A whole answer is one, even if it used up all tokens.
-            return "stop" if self._matcher and self._matcher.finished else "length"
+            return "stop" if whole else "length"
         return ""
 
     def _flush(self) -> None:
