@@ -10,7 +10,7 @@ import pytest
 
 HEAVY = (
     *("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "tensorrt"),
-    *("tokenizers", "transformers", "llguidance"),
+    *("tokenizers", "transformers", "llguidance", "starlette", "uvicorn", "pydantic", "prometheus_client"),
 )
 
 

@@ -84,7 +84,9 @@ class Answer:
                 async for items in batches:
                     # What came while the last events were sent goes out at once.
                     events = [event for one in items for event in self._read(*one)]
-                    yield self._written(events) or sse.KEEP_ALIVE
+                    ticks = any(item == "" for _, item in items)
+                    if data := self._written(events) + (sse.KEEP_ALIVE if ticks else b""):
+                        yield data
             if self._job.include_usage:
                 yield sse.event(self._body(1, []) | {"usage": self._usage()})
             yield sse.DONE

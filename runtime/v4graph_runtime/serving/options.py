@@ -19,7 +19,7 @@ class ServerOptions:
         max_tokens: Most new tokens of a request; None for what the engine has room for.
         timeout: Seconds that a request may take; None for no limit.
         drain: Seconds that a shutdown waits for what runs.
-        keep_alive: Seconds without an event after which a stream sends a comment.
+        keep_alive: Seconds between the comments of a stream, which keep its connection open.
     """
 
     model_name: str = "v4graph"
