@@ -68,6 +68,20 @@ def per_slot(name: str, values: npt.ArrayLike, slots: int) -> Ids:
     return counts
 
 
+def amounts(name: str, values: npt.ArrayLike, slots: int) -> Ids:
+    """Return a number of tokens to take back per slot.
+
+    Raises:
+        SessionError: another shape, or a negative number.
+    """
+    counts = per_slot(name, values, slots)
+    if (counts < 0).any():
+        raise SessionError(
+            f"{name} is {counts.tolist()}, expected numbers of tokens to take back, 0 or more."
+        )
+    return counts
+
+
 def token_counts(num_tokens: npt.ArrayLike | None, length: int, slots: range) -> Ids:
     """Return the valid tokens of each slot, all `length` if None.
 

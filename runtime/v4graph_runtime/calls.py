@@ -7,8 +7,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from v4graph.errors import EngineError
+from v4graph.manifest import Manifest
 from v4graph_runtime.arguments import Ids
 from v4graph_runtime.state import Int32
+
+
+def vocabulary(manifest: Manifest) -> int:
+    """Return the number of logits of a token."""
+    return next(int(output.shape[-1]) for output in manifest.outputs if output.name == "logits")
 
 
 def pieces(length: int, size: int) -> Iterator[tuple[int, int]]:

@@ -16,18 +16,17 @@ import numpy as np
 import numpy.typing as npt
 
 from v4graph.errors import EngineError, SessionError
-from v4graph.manifest import Manifest
 from v4graph_runtime.arguments import (
     Ids,
+    amounts,
     check_ids,
     chosen_slots,
     integers,
-    per_slot,
     slot_range,
     token_counts,
 )
 from v4graph_runtime.backends import Backend, Options, movable, prepare
-from v4graph_runtime.calls import pieces, widened, with_reset_slots
+from v4graph_runtime.calls import pieces, vocabulary, widened, with_reset_slots
 from v4graph_runtime.engine import open_engine
 from v4graph_runtime.slot_state import SlotState
 from v4graph_runtime.snapshot import Snapshot
@@ -79,7 +78,7 @@ class Session:
         self.engine_dir = Path(engine_dir)
         self.manifest = open_engine(self.engine_dir)
         self.batch = batch
-        self.vocab_size = _vocab_size(self.manifest)
+        self.vocab_size = vocabulary(self.manifest)
         prepared = prepare(self.engine_dir, self.manifest, batch, options)
         self.prefill_chunk = min(prefill_chunk, prepared.max_tokens or prefill_chunk)
         self._layout = tuple(state_rows(self.manifest))
@@ -176,12 +175,7 @@ class Session:
         Raises:
             SessionError: wrong shape, or more tokens than the state can go back. Nothing has changed.
         """
-        counts = per_slot("tokens", tokens, self.batch)
-        if (counts < 0).any():
-            raise SessionError(
-                f"tokens is {counts.tolist()}, expected numbers of tokens to take back, 0 or more."
-            )
-        self._positions.rollback(counts)
+        self._positions.rollback(amounts("tokens", tokens, self.batch))
 
     def reset(self, slots: Sequence[int] | None = None) -> None:
         """Empty some slots, or all.
@@ -303,7 +297,3 @@ class Session:
         if self._backend is None:
             raise SessionError(f"{self.engine_dir}: this session is closed; open a new one.")
         return self._backend
-
-
-def _vocab_size(manifest: Manifest) -> int:
-    return next(int(output.shape[-1]) for output in manifest.outputs if output.name == "logits")

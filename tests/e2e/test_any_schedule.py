@@ -1,4 +1,7 @@
-"""The invariant the runtime stands on: any schedule of a sequence gives the same logits."""
+"""The invariant the runtime stands on: any schedule of a sequence gives the same logits.
+
+Schedules go through ranges of slots, snapshots, forks and the prefix cache.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,21 @@ from engines import Built
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from v4graph_runtime import Session
+from v4graph_runtime import PrefixCache, Session, Snapshot
 
 TOLERANCE = 1e-4
 BATCH = 3
+CACHE_BYTES = 4_000_000
 
 
 @dataclass(frozen=True)
 class Step:
-    """Feed each slot this many tokens, then take some back (to be fed again)."""
+    """Feed each slot this many tokens, take some back (to be fed again), then move the state of a slot."""
 
     counts: tuple[int, ...]
     back: tuple[int, ...]
+    move: str = "stay"
+    slot: int = 0
 
 
 def schedules(longest: int) -> st.SearchStrategy[list[Step]]:
@@ -30,22 +36,28 @@ def schedules(longest: int) -> st.SearchStrategy[list[Step]]:
     count = st.one_of(st.integers(0, 2), st.integers(3, 9), st.sampled_from([15, 16, 17, 31, 33, longest]))
     back = st.one_of(st.just(0), st.just(0), st.integers(0, 8))
     per_slot = [st.tuples(*[strategy] * BATCH) for strategy in (count, back)]
-    return st.lists(st.builds(Step, *per_slot), min_size=4, max_size=16)
+    move = st.sampled_from(["stay", "stay", "carry", "fork", "reuse"])
+    steps = st.builds(Step, *per_slot, move, st.integers(0, BATCH - 1))
+    return st.lists(steps, min_size=4, max_size=16)
 
 
 @dataclass(frozen=True)
 class Whole:
-    """A session, the tokens of each slot, and the logits of one prefill of them."""
+    """Two sessions and a cache, the tokens of each slot, and the logits of one prefill of them."""
 
     session: Session
+    other: Session
+    cache: PrefixCache
     ids: np.ndarray
     logits: np.ndarray
 
 
 def whole(built: Built, case: oracles.Case) -> Whole:
     ids = np.random.default_rng(5).integers(0, case.vocab, (BATCH, case.tokens))
-    session = Session(built.engine, built.checkpoint, batch=BATCH)
-    return Whole(session, ids, session.prefill(ids))
+    session, other = (Session(built.engine, built.checkpoint, batch=BATCH) for _ in range(2))
+    # Little room: segments go while others still come.
+    cache = PrefixCache(max_bytes=CACHE_BYTES)
+    return Whole(session, other, cache, ids, session.prefill(ids))
 
 
 @pytest.fixture(scope="session")
@@ -69,9 +81,8 @@ def run(session: Session, ids: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 def check_schedule(case: Whole, steps: list[Step]) -> None:
     """Run a schedule and compare every row of logits that it produces."""
-    session, ids = case.session, case.ids
+    session, other, ids = case.session, case.other, case.ids
     session.reset()
-    written = np.zeros(BATCH, np.int64)
     for step in steps:
         start = session.position
         counts = np.minimum(step.counts, ids.shape[1] - start)
@@ -84,9 +95,41 @@ def check_schedule(case: Whole, steps: list[Step]) -> None:
                 expected = case.logits[slot, start[slot] : start[slot] + count]
                 difference = np.abs(logits[slot, :count] - expected).max()
                 assert difference <= TOLERANCE, f"slot {slot} at {start[slot]}, {count} tokens"
-        written = np.maximum(written, session.position)
-        allowed = 8 - (written - session.position)
-        session.rollback(np.minimum(np.minimum(step.back, allowed), session.position).clip(0))
+        session.rollback(np.minimum(step.back, [session.rollback_limit(slot) for slot in range(BATCH)]))
+        if step.move == "carry":
+            carry(session, other)
+            session, other = other, session
+        elif step.move == "fork":
+            fork(session, step.slot)
+        elif step.move == "reuse":
+            reuse(session, step.slot, case)
+
+
+def carry(session: Session, other: Session) -> None:
+    """Take every slot to another session, as bytes."""
+    for slot in range(BATCH):
+        other.restore(Snapshot.from_bytes(session.snapshot(slot).to_bytes()), slot)
+
+
+def fork(session: Session, slot: int) -> None:
+    """Send a slot's state through another slot, which gets its own back."""
+    neighbour = (slot + 1) % BATCH
+    kept = session.snapshot(neighbour)
+    session.fork(slot, neighbour)
+    session.reset([slot])
+    session.fork(neighbour, slot)
+    session.restore(kept, neighbour)
+
+
+def reuse(session: Session, slot: int, case: Whole) -> None:
+    """Keep a slot's state and begin its text again with what the cache has of it, or another slot's state."""
+    case.cache.store(session, slot)
+    at = int(session.position[slot])
+    session.reset([slot])
+    length = case.cache.reuse(session, slot, case.ids[slot, : at + 2])
+    # The last token of the whole text is run again; the cache has no room for what is longer than it.
+    assert length >= min(at, case.ids.shape[1] - 1) or case.cache.stats.bytes > CACHE_BYTES // 2
+    assert session.tokens(slot).tolist() == case.ids[slot, :length].tolist()
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

@@ -45,6 +45,35 @@ def test_any_schedule_gives_the_logits_of_the_whole_sequence(
         np.testing.assert_allclose(row, logits_of(sequence, weights)[-1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.usefixtures("device")
+def test_a_slots_state_leaves_the_device_and_comes_back(
+    engine: Path, weights: ToyWeights, in_place: bool
+) -> None:
+    ids = np.random.default_rng(2).integers(0, VOCAB, (2, 20))
+    options = OrtOptions(provider="cuda", in_place=in_place)
+    session, other = (Session(engine, weights, batch=2, options=options) for _ in range(2))
+    assert session.movable_states
+    assert not session.slot_ranges
+    session.prefill(ids[:, :9])
+    other.prefill(ids[:, ::-1][:, :5])
+    other.restore(session.snapshot(1), 0)
+    other.fork(0, 1)
+    logits = other.prefill(np.stack([ids[1, 9:], ids[1, 9:]]))
+    for row in logits:
+        np.testing.assert_allclose(row, logits_of(ids[1], weights)[-1], rtol=1e-4, atol=1e-4)
+    assert other.contract == session.contract
+
+
+@pytest.mark.usefixtures("device")
+def test_the_contract_is_that_of_the_cpu(
+    engine: Path, weights: ToyWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_cuda = Session(engine, weights, options=CUDA).contract
+    monkeypatch.undo()
+    assert Session(engine, weights).contract == on_cuda
+
+
 def test_weights_and_states_are_copied_to_the_device_once(
     engine: Path, weights: ToyWeights, device: Device
 ) -> None:

@@ -86,6 +86,8 @@ def test_an_engine_with_embedded_weights_needs_no_checkpoint(official: Built, tm
     options = ExportOptions(max_seq_len=128, embed_weights=True)
     engine = export_and_build(tmp_path, official.checkpoint, options)
     session = Session(engine, None, batch=2)
-    expected = Session(official.engine, official.checkpoint, batch=2).prefill(IDS)
+    other = Session(official.engine, official.checkpoint, batch=2)
+    expected = other.prefill(IDS)
+    assert session.contract == other.contract
     assert dataclasses.asdict(session.manifest)["embedded_weights"]
     assert np.median(np.abs(session.prefill(IDS) - expected)) < 1e-3
