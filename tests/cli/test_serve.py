@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,37 +15,15 @@ import openai
 import pytest
 from click.testing import Result
 from openai import OpenAI
+from serve_process import serve_process
 
 Cli = Callable[..., Result]
-
-
-@contextmanager
-def process(engine: Path, checkpoint: Path, *options: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Serve on a free port; yield the process and its URL."""
-    command = ["serve", engine, "--checkpoint", checkpoint, "--port", 0, "--threads", 1, "--json", *options]
-    # The paths of this process, so that a bare checkout works as an installation does.
-    start = f"import sys; sys.path[:] = {sys.path!r}; from v4graph.cli import main; main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", start, *map(str, command)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "V4GRAPH_API_KEY": "secret"},
-    )
-    assert process.stdout
-    try:
-        line = process.stdout.readline()
-        assert line, process.communicate()[1]
-        yield process, json.loads(line)["url"]
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.fixture(scope="module")
 def served(engine: Path, checkpoint: Path) -> Iterator[OpenAI]:
     options = ("--slots", 2, "--max-waiting", 2, "--model-name", "tiny", "--prefill-tokens", 16)
-    with process(engine, checkpoint, *options) as (_, url):
+    with serve_process(engine, checkpoint, "--threads", 1, *options) as (_, url):
         yield OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0, timeout=30)
 
 
@@ -142,7 +116,9 @@ def test_a_client_that_goes_frees_its_slots(served: OpenAI, stream: bool) -> Non
 def test_a_signal_ends_it_with_0_and_what_runs_with_its_answer(
     engine: Path, checkpoint: Path, kind: signal.Signals
 ) -> None:
-    with process(engine, checkpoint, "--slots", 1, "--prefix-cache", engine.parent / "cache") as (
+    with serve_process(
+        engine, checkpoint, "--threads", 1, "--slots", 1, "--prefix-cache", engine.parent / "cache"
+    ) as (
         server,
         url,
     ):
