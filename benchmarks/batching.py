@@ -2,7 +2,7 @@
 
     python benchmarks/batching.py build/batching --csv benchmarks/batching.csv
 
-Every request has a prompt of 64 to 256 tokens and 64 new ones, greedy, and all are submitted at once. The
+Every request has a prompt of 8 to 64 tokens and 64 new ones, greedy, and all are submitted at once. The
 slot counts take turns, round by round; medians. `--checkpoint` takes another model than nano: the larger its
 weights, the more it pays to read them once for 16 tokens.
 """
@@ -79,7 +79,7 @@ def _prompts(count: int) -> list[list[int]]:
     random = np.random.default_rng(0)
     starts = random.integers(0, len(ids) - 256, count)
     return [
-        ids[start : start + size] for start, size in zip(starts, random.integers(64, 257, count), strict=True)
+        ids[start : start + size] for start, size in zip(starts, random.integers(8, 65, count), strict=True)
     ]
 
 
