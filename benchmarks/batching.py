@@ -32,13 +32,13 @@ COLUMNS = ("date", "model", "slots", "requests", "tokens_per_second", "ratio", "
 
 def main() -> None:
     arguments = _arguments()
-    engine_dir = _engine(arguments.folder, arguments.checkpoint)
+    engine_dir = arguments.engine or _engine(arguments.folder, arguments.checkpoint)
     prompts = _prompts(arguments.requests)
     options = OrtOptions(threads=arguments.threads)
     engines = {}
     for slots in SLOTS:
         session = Session(engine_dir, arguments.checkpoint, batch=slots, options=options)
-        engines[slots] = Engine(session, Tokenizer.load(engine_dir, arguments.checkpoint))
+        engines[slots] = Engine(session, Tokenizer.load(NANO))
     seconds: dict[int, list[float]] = {slots: [] for slots in SLOTS}
     outputs = {slots: _round(engine, prompts, arguments.new_tokens)[1] for slots, engine in engines.items()}
     for _ in range(arguments.rounds):
@@ -109,6 +109,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("folder", type=Path, help="where graph and engine are, made if they are not there")
     parser.add_argument("--checkpoint", type=Path, default=NANO, help="default: models/nano")
+    parser.add_argument("--engine", type=Path, help="an engine of that model, instead of one in FOLDER")
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)

@@ -594,4 +594,4 @@ def test_a_process_that_is_killed_leaves_a_cache_that_loads(
 def test_many_processes_that_are_killed_leave_a_cache_that_loads(
     tmp_path: Path, all_logits_engine: Path, weights: ToyWeights
 ) -> None:
-    crash(tmp_path, all_logits_engine, weights, times=30)
+    crash(tmp_path, all_logits_engine, weights, times=10)

@@ -401,7 +401,7 @@ def test_a_process_that_is_killed_while_it_saves_leaves_a_whole_file(taken: Snap
 
 @pytest.mark.slow
 def test_many_processes_that_are_killed_leave_whole_files(taken: Snapshot, tmp_path: Path) -> None:
-    crash(taken, tmp_path, times=40)
+    crash(taken, tmp_path, times=12)
 
 
 def test_the_contract_is_in_the_file_part_by_part(taken: Snapshot) -> None:
