@@ -1,4 +1,4 @@
-"""Many callers who cancel, run late, go away and meet failures: each request ends once, and no slot is lost."""
+"""Callers who cancel, are late, go away and meet failures: each request ends once, and no slot is lost."""
 
 import asyncio
 import contextlib
