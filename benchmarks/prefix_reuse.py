@@ -96,6 +96,7 @@ def measure(session: Session, folder: Path, arguments: argparse.Namespace) -> di
         samples["first"].append(read(session, first)[0])
         session.reset()
         samples["kept"].append(read(session, first, disk)[0])
+        disk.flush()
         session.reset()
         read(session, first, memory)
         seconds, expected = read(session, second)

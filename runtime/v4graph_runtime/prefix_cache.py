@@ -25,6 +25,7 @@ from v4graph_runtime.session import Session
 from v4graph_runtime.slot_state import Rows, SlotState, joined
 from v4graph_runtime.snapshot import Snapshot
 from v4graph_runtime.state import Int32
+from v4graph_runtime.write_behind import WriteBehind
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,9 @@ class PrefixCache:
     def store(self, session: Session, slot: int) -> None:
         """Keep a slot's present state; what the cache has of its tokens is not kept again.
 
+        It is copied at once and written to a directory by a thread. Nothing is kept while too many wait
+        for a slow disk.
+
         Raises:
             SessionError: no such slot.
             EngineError: the backend failed.
@@ -114,10 +118,15 @@ class PrefixCache:
             parent = self._deepest(session.contract, tokens)
             if parent is not None:
                 self._touch(parent)
-            if (
-                parent is None or parent.segment.end < len(tokens)
-            ) and time.monotonic() >= self._closed_until:
+            if (parent is None or parent.segment.end < len(tokens)) and self._open_for_more():
                 self._keep(session, slot, tokens, parent)
+
+    def flush(self) -> None:
+        """Wait until the files of all that was stored are written."""
+        self._store.flush()
+
+    def _open_for_more(self) -> bool:
+        return time.monotonic() >= self._closed_until and self._store.ready()
 
     def _bring(self, session: Session, slot: int, wanted: Int32) -> int:
         source, live = self._live(session, slot, wanted)
@@ -197,20 +206,27 @@ class PrefixCache:
         state = session.slot_state(slot, since=start)
         back = session.rollback_limit(slot)
         segment = Segment(session.contract, key, start, tokens[start:].copy(), state.highest, back)
-        packed = self._store.pack(segment, state)
-        if not self._make_room(packed.nbytes, parent):
-            return
-        try:
-            self._store.write(packed)
-        except OSError as error:
-            self._closed_until = time.monotonic() + RETRY_S
-            if not self._reported:
-                self._reported = True
-                logger.warning("prefix cache: nothing can be kept (%s); going on without", error)
-            return
-        now = self._now()
-        self._store.touch(segment.key, now)
-        self._tree.add(segment, packed.nbytes, now)
+        # The tokens before its own belong to other segments.
+        own = replace(state, tokens=segment.tokens, since=0)
+        if self._make_room(own.nbytes, parent):
+            self._store.write(segment, own)
+            self._tree.add(segment, own.nbytes, self._now())
+
+    def _written(self, key: str, result: int | Exception) -> None:
+        """Take in that a segment's file has so many bytes, or why there is none."""
+        with self._lock:
+            node = self._tree.nodes.get(key)
+            if isinstance(result, Exception):
+                self._closed_until = time.monotonic() + RETRY_S
+                if not self._reported:
+                    self._reported = True
+                    logger.warning("prefix cache: nothing can be kept (%s); going on without", result)
+                if node:
+                    self._drop(node, None)
+            elif node:
+                self._tree.resize(node, result)
+                self._store.touch(key, node.used)
+                self._make_room(0, None)
 
     def _make_room(self, nbytes: int, parent: Node | None) -> bool:
         """Let segments go until so many bytes fit; return whether they do."""
@@ -223,7 +239,7 @@ class PrefixCache:
 
     def _open(self, directory: Path) -> None:
         try:
-            self._store = FolderStore(directory)
+            self._store = WriteBehind(FolderStore(directory), self._written)
             found = list(self._store.scan())
         except OSError as error:
             self._closed_until, self._reported = math.inf, True

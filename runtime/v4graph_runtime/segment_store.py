@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -32,30 +32,20 @@ class Found:
     used: int
 
 
-@dataclass(frozen=True)
-class Packed:
-    """A segment that is ready to be written."""
-
-    segment: Segment
-    nbytes: int
-    content: bytes | SlotState
-
-
 class Store(Protocol):
     """Keeps the rows of segments by key."""
 
     def scan(self) -> Iterator[Found | str]:
         """Yield what is there; a string says why a file is none of it."""
 
-    def pack(self, segment: Segment, state: SlotState) -> Packed:
-        """Return what would be kept, with its size."""
+    def ready(self) -> bool:
+        """Return whether there is room for one more segment that waits to be written."""
 
-    def write(self, packed: Packed) -> None:
-        """Keep a segment.
+    def write(self, segment: Segment, state: SlotState) -> None:
+        """Keep a segment, now or in a while; `state` is the segment's own tokens and rows."""
 
-        Raises:
-            OSError: there is no room, or no leave.
-        """
+    def flush(self) -> None:
+        """Wait until all that was kept is written."""
 
     def read(self, key: str, *, rings: bool) -> tuple[Segment, Rows, Rows]:
         """Return a segment, its cache rows and, if asked for, its rings.
@@ -86,16 +76,16 @@ class MemoryStore:
         """See `Store`."""
         yield from ()
 
-    def pack(self, segment: Segment, state: SlotState) -> Packed:
+    def ready(self) -> bool:
         """See `Store`."""
-        # The tokens before its own belong to other segments.
-        own = replace(state, tokens=segment.tokens)
-        return Packed(segment, own.nbytes, own)
+        return True
 
-    def write(self, packed: Packed) -> None:
+    def write(self, segment: Segment, state: SlotState) -> None:
         """See `Store`."""
-        assert isinstance(packed.content, SlotState)
-        self._held[packed.segment.key] = packed.segment, packed.content
+        self._held[segment.key] = segment, state
+
+    def flush(self) -> None:
+        """See `Store`."""
 
     def read(self, key: str, *, rings: bool) -> tuple[Segment, Rows, Rows]:
         """See `Store`."""
@@ -115,7 +105,7 @@ class MemoryStore:
 
 
 class FolderStore:
-    """Segments as files named by their keys: two processes that write one write the same."""
+    """Files named by their keys, which `WriteBehind` writes: two processes that write one write the same."""
 
     def __init__(self, folder: Path) -> None:
         """Make the folder.
@@ -147,15 +137,15 @@ class FolderStore:
                 continue
             yield Found(segment, status.st_size, status.st_mtime_ns)
 
-    def pack(self, segment: Segment, state: SlotState) -> Packed:
-        """See `Store`."""
-        content = pack_segment(segment, state)
-        return Packed(segment, len(content), content)
+    def write(self, segment: Segment, state: SlotState) -> int:
+        """Write a segment's file, forced to the disk; return its bytes.
 
-    def write(self, packed: Packed) -> None:
-        """See `Store`."""
-        assert isinstance(packed.content, bytes)
-        write_durably(self._path(packed.segment.key), packed.content)
+        Raises:
+            OSError: there is no room, or no leave.
+        """
+        content = pack_segment(segment, state)
+        write_durably(self._path(segment.key), content)
+        return len(content)
 
     def read(self, key: str, *, rings: bool) -> tuple[Segment, Rows, Rows]:
         """See `Store`."""

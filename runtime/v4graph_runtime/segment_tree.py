@@ -94,6 +94,11 @@ class SegmentTree:
             if not self._lengths[match.length]:
                 del self._lengths[match.length]
 
+    def resize(self, node: Node, nbytes: int) -> None:
+        """Set a segment's bytes."""
+        self.nbytes += nbytes - node.nbytes
+        node.nbytes = nbytes
+
     def below(self, node: Node) -> list[Node]:
         """Return a segment and all that follow on it, children before their parents."""
         found = [other for other in self.nodes.values() if node in other.chain()]

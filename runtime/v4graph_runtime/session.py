@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -100,9 +99,7 @@ class Session:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
@@ -149,8 +146,17 @@ class Session:
         valid = np.arange(tokens.shape[1]) < counts[:, None]
         check_ids(tokens, valid, chosen, self.vocab_size)
         self._positions.check_room(counts, chosen)
-        # Padding may hold any value, and the graph looks every id up.
-        return self._append(np.where(valid, tokens, 0), counts, chosen)
+        self._opened()
+        try:
+            # Padding may hold any value, and the graph looks every id up.
+            return self._append(np.where(valid, tokens, 0), counts, chosen)
+        except BaseException as error:
+            # Whatever it was: rows may be half written, and a piece that went well has lost its logits.
+            touched = (chosen.start + np.flatnonzero(counts)).tolist()
+            self.reset(touched)
+            if isinstance(error, EngineError):
+                raise with_reset_slots(error, touched) from error
+            raise
 
     def decode(
         self, ids: npt.ArrayLike, num_tokens: npt.ArrayLike | None = None, *, slots: range | None = None
@@ -284,12 +290,7 @@ class Session:
             "start_pos": self._positions.tokens[slots.start : slots.stop].copy(),
             "num_tokens": counts,
         }
-        try:
-            backend.run(inputs, logits, slots.start)
-        except EngineError as error:
-            touched = (slots.start + np.flatnonzero(counts)).tolist()
-            self.reset(touched)
-            raise with_reset_slots(error, touched) from error
+        backend.run(inputs, logits, slots.start)
         self._positions.advance(ids, counts, slots)
         return logits
 

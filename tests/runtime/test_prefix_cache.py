@@ -63,6 +63,7 @@ def fill(cache: PrefixCache, session: Session, text: Any, ends: list[int], slot:
     for start, end in zip([0, *ends], ends, strict=False):
         feed(session, slot, text[start:end])
         cache.store(session, slot)
+    cache.flush()
 
 
 def check(session: Session, slot: int, text: Any, weights: ToyWeights) -> None:
@@ -518,6 +519,7 @@ def test_any_prompts_through_a_cache_give_the_same_logits(
     cache = PrefixCache(folder, max_bytes=room * 1000)
     for step in steps:
         if kind == "reopened":
+            cache.flush()
             cache = PrefixCache(folder, max_bytes=room * 1000)
         replay(cache, session, [step], weights)
         assert cache.stats.bytes <= room * 1000

@@ -200,6 +200,25 @@ def test_returned_arrays_are_the_callers(session: Session) -> None:
     assert session.position.tolist() == [4, 4, 4]
 
 
+@pytest.mark.parametrize("error", [EngineError("out of memory"), MemoryError(), KeyboardInterrupt()])
+def test_a_call_that_fails_in_its_second_piece_leaves_no_slot_half_read(
+    engine: Path, weights: ToyWeights, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    session = Session(engine, weights, batch=3, prefill_chunk=4)
+    session.prefill(TEXTS[:, :2])
+    run, left = session._backend.run, [1, 0]  # type: ignore[union-attr]
+
+    def fail(*arguments: Any) -> None:
+        run(*arguments)
+        if not left.pop(0):
+            raise error
+
+    monkeypatch.setattr(session._backend, "run", fail)
+    with pytest.raises(type(error)):
+        session.prefill(TEXTS[:, :6], [3, 6, 0])
+    assert session.position.tolist() == [0, 0, 2]
+
+
 def test_a_failed_run_empties_the_slots_that_it_touched(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:

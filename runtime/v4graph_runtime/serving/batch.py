@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -55,24 +56,39 @@ class Batch:
         try:
             self._enter(request)
         except Exception as error:
-            self.end(request.generation, "error", _ours(error))
+            self.end(request.generation, "error", error)
 
-    def end(self, generation: Generation, finish: Finish, error: V4GraphError | None = None) -> None:
+    def end(self, generation: Generation, finish: Finish, error: Exception | None = None) -> None:
         """End a request that has no slot, or has left it."""
         self.counters.finished[finish] += 1
-        generation.end(finish, error)
+        generation.end(finish, None if error is None else _ours(error))
 
     def _enter(self, request: Request) -> None:
         slot = next(slot for slot in range(self._session.batch) if slot not in self._running)
-        cached = 0
-        if self._cache:
-            cached = self._cache.reuse(self._session, slot, request.prompt)
-        else:
-            self._session.reset([slot])
+        cached = self._reuse(slot, request.prompt)
         request.generation.cached_tokens = cached
         self.counters.prompt_tokens += len(request.prompt)
         self.counters.cached_tokens += cached
         self._running[slot] = Running(request, self._tokenizer)
+
+    def _reuse(self, slot: int, prompt: Sequence[int]) -> int:
+        """Empty a slot but for what is known of a prompt's beginning; return the tokens of that."""
+        if self._cache is not None:
+            try:
+                return self._cache.reuse(self._session, slot, prompt)
+            except Exception:
+                logger.exception("no state was reused; the prompt is read from its beginning")
+        self._session.reset([slot])
+        return 0
+
+    def _keep(self, slot: int) -> None:
+        """Keep a slot's state; a request does not fail because that fails."""
+        if self._cache is None:
+            return
+        try:
+            self._cache.store(self._session, slot)
+        except Exception:
+            logger.exception("a state was not kept")
 
     def drop(self) -> None:
         """End what was cancelled or is late."""
@@ -80,10 +96,10 @@ class Batch:
             if running.request.over:
                 self._release(slot, "cancelled")
 
-    def cancel_all(self) -> None:
-        """End everything."""
+    def end_all(self, finish: Finish, error: Exception | None = None) -> None:
+        """End everything that has a slot."""
         for slot in list(self._running):
-            self._release(slot, "cancelled")
+            self._release(slot, finish, error)
 
     def step(self) -> None:
         """Run the tokens that come next and sample where all of a slot's tokens have run."""
@@ -94,7 +110,7 @@ class Batch:
             for run in self._plan():
                 self._run(run)
         except Exception as error:
-            self._fail(list(self._running), error)
+            self.end_all("error", error)
         self.counters.steps += 1
         self.counters.busy_seconds += time.perf_counter() - began
         positions = self._session.position
@@ -120,8 +136,9 @@ class Batch:
                 ids[row, :count] = self._running[slot].ids[start : start + count]
         try:
             logits = session.prefill(ids, run.counts, slots=run.slots)
-        except EngineError as error:
-            self._fail(slots, error)
+        except Exception as error:
+            for slot in slots:
+                self._release(slot, "error", error)
             return
         for slot in slots:
             row = slot - run.slots.start
@@ -129,30 +146,26 @@ class Batch:
             try:
                 self._advance(slot, last)
             except Exception as error:
-                self._fail([slot], error)
+                self._release(slot, "error", error)
 
     def _advance(self, slot: int, logits: Any) -> None:
         """Go on behind the tokens that have run; `logits` [V] follow the last of them."""
         running, position = self._running[slot], int(self._session.position[slot])
         if position < len(running.ids):
             if self._cache and position % self._cache.interval == 0:
-                self._cache.store(self._session, slot)
+                self._keep(slot)
             return
-        if self._cache and running.reads_prompt:
-            self._cache.store(self._session, slot)
+        if running.reads_prompt:
+            self._keep(slot)
         before = len(running.ids)
         finish = running.take(logits)
         self.counters.generated_tokens += len(running.ids) - before
         if finish:
-            if self._cache:
-                self._cache.store(self._session, slot)
+            # Before the end is told: whoever waited for it may use the session, as `Dialogue` does.
+            self._keep(slot)
             self._release(slot, finish)
 
-    def _fail(self, slots: list[int], error: Exception) -> None:
-        for slot in slots:
-            self._release(slot, "error", _ours(error))
-
-    def _release(self, slot: int, finish: Finish, error: V4GraphError | None = None) -> None:
+    def _release(self, slot: int, finish: Finish, error: Exception | None = None) -> None:
         self.end(self._running.pop(slot).generation, finish, error)
 
     def cache_figures(self) -> dict[str, Any]:

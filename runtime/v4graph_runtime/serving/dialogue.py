@@ -127,6 +127,8 @@ class Reply(Iterator[chat.Delta]):
         """
         while not self._deltas and not self._ended:
             piece = next(self.generation, None)
+            if piece is None and self.generation.finish == "error":
+                break  # it was raised before, and what there is counts as not said
             self._deltas += self._parser.feed(piece.text) if piece else self._end()
         if not self._deltas:
             raise StopIteration

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from v4graph.errors import BusyError, SessionError
+from v4graph_runtime.arguments import integers
 from v4graph_runtime.constraint import Grammars
 from v4graph_runtime.generate import check_room, check_vocabulary, stop_tokens
 from v4graph_runtime.prefix_cache import PrefixCache
@@ -101,7 +102,9 @@ class Engine:
         """
         with self._changed:
             self._check_open()
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
+        ids = (
+            self.tokenizer.encode(prompt) if isinstance(prompt, str) else integers("prompt", prompt).tolist()
+        )
         self._check(ids, options)
         stop_ids = self._stop_ids if options.stop_ids is None else options.stop_ids
         matcher = self._grammars.matcher(options.constraint, stop_ids) if options.constraint else None
@@ -187,15 +190,31 @@ class Engine:
             self._changed.notify_all()
 
     def _loop(self) -> None:
-        batch = self._batch
-        while self._await_work():
-            while (request := self._next()) is not None:
-                batch.admit(request)
-            batch.drop()
-            batch.step()
-            with self._changed:
-                self._occupied = len(batch)
-                self._changed.notify_all()
+        try:
+            while self._await_work():
+                self._round()
+        except Exception as error:
+            # A defect of the loop itself. Nobody may wait for it, and nothing new may come.
+            self._give_up(error)
+
+    def _round(self) -> None:
+        # In this order, or what waits would not get the slot of what was cancelled before the next round.
+        self._batch.drop()
+        while (request := self._next()) is not None:
+            self._batch.admit(request)
+        self._batch.step()
+        with self._changed:
+            self._occupied = len(self._batch)
+            self._changed.notify_all()
+
+    def _give_up(self, error: Exception) -> None:
+        with self._changed:
+            self._closing = True
+            self._batch.end_all("error", error)
+            while self._waiting:
+                self._batch.end(self._waiting.popleft().generation, "error", error)
+            self._occupied = 0
+            self._changed.notify_all()
 
     def _await_work(self) -> bool:
         """Wait for a request; return False when there will be none."""
@@ -204,7 +223,7 @@ class Engine:
             if self._cancelling:
                 for request in self._waiting:
                     request.generation.cancelled = True
-                self._batch.cancel_all()
+                self._batch.end_all("cancelled")
             return bool(self._waiting or self._occupied)
 
     def _next(self) -> Request | None:
@@ -215,4 +234,6 @@ class Engine:
                     del self._waiting[i]
                     self._occupied = len(self._batch) + 1
                     return request
+            # Of those just taken some may have failed or were over.
+            self._occupied = len(self._batch)
             return None

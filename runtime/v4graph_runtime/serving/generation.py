@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import deque
@@ -125,8 +126,8 @@ class Generation(Iterator[Piece], AsyncIterator[Piece]):
         waiter, self._waiter = self._waiter, None
         if waiter is not None:
             loop, future = waiter
-            # The consumer's loop may be gone: then nobody reads on.
-            if not loop.is_closed():
+            # The consumer's loop may be closed: then nobody reads on.
+            with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(_set, future)
 
 
