@@ -214,7 +214,7 @@ def check_room(position: int, prompt: int, new: int, capacity: int) -> None:
     if needed > capacity:
         raise SessionError(
             f"{prompt} prompt tokens{held} and {new} new ones need {needed} positions, the engine holds "
-            f"{capacity}; lower --max-new-tokens to {new - (needed - capacity)} or {export}."
+            f"{capacity}; lower max_new_tokens (--max-new-tokens) to {new - (needed - capacity)} or {export}."
         )
 
 

@@ -144,7 +144,7 @@ def test_a_state_too_small_for_the_new_tokens(
 ) -> None:
     command = ("run", engine, "--checkpoint", checkpoint, "--prompt", "And", "--max-new-tokens", 500)
     sentence = refused(*command)
-    assert "lower --max-new-tokens" in sentence
+    assert "lower max_new_tokens (--max-new-tokens)" in sentence
     assert "--max-seq-len" in sentence
 
 

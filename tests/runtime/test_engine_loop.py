@@ -215,6 +215,18 @@ def test_a_failing_run_fails_its_requests_and_the_loop_goes_on(
         assert loop.submit("abc", FREE).text()
 
 
+def test_logits_that_are_no_numbers_are_the_engines_fault(
+    loop: Engine, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            session, "prefill", lambda ids, *_, **__: np.full((len(ids), VOCAB), np.nan, np.float32)
+        )
+        with pytest.raises(EngineError, match="overflowed or its weights are broken"):
+            loop.submit("abc", FREE).text()
+    assert loop.submit("abc", FREE).text()
+
+
 def test_a_defect_is_logged_and_does_not_stop_the_loop(
     loop: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from v4graph.errors import EngineError, V4GraphError
+from v4graph.errors import EngineError, SessionError, V4GraphError
 from v4graph_runtime.prefix_cache import PrefixCache
 from v4graph_runtime.request import Finish
 from v4graph_runtime.serving.generation import Generation
@@ -175,6 +175,9 @@ class Batch:
 
 def _ours(error: Exception) -> V4GraphError:
     """Return an error for the caller; what is not one of ours is a defect and goes to the log."""
+    if isinstance(error, SessionError):
+        # What a caller can mend was refused before: logits that are no numbers are the engine's.
+        return EngineError(str(error.args[0]), detail=error.detail)
     if isinstance(error, V4GraphError):
         return error
     logger.error("a request failed in the engine loop", exc_info=error)
