@@ -218,10 +218,13 @@ def test_a_failing_run_fails_its_requests_and_the_loop_goes_on(
 def test_logits_that_are_no_numbers_are_the_engines_fault(
     loop: Engine, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    prefill = session.prefill
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        return np.full_like(prefill(*args, **kwargs), np.nan)
+
     with monkeypatch.context() as patch:
-        patch.setattr(
-            session, "prefill", lambda ids, *_, **__: np.full((len(ids), VOCAB), np.nan, np.float32)
-        )
+        patch.setattr(session, "prefill", broken)
         with pytest.raises(EngineError, match="overflowed or its weights are broken"):
             loop.submit("abc", FREE).text()
     assert loop.submit("abc", FREE).text()
