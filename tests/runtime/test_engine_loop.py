@@ -13,7 +13,7 @@ from toy_engine import CAPACITY, VOCAB, ToyWeights, logits_of
 
 from v4graph.errors import BusyError, EngineError, SessionError
 from v4graph_runtime import PrefixCache, SamplingOptions, Session, Tokenizer
-from v4graph_runtime.serving import Engine, Limits, RequestOptions
+from v4graph_runtime.serving import Engine, Generation, Limits, Piece, RequestOptions
 
 SLOTS = 4
 FREE = RequestOptions(max_new_tokens=12, stop_ids=())
@@ -111,7 +111,13 @@ def test_whatever_runs_beside_it_an_output_is_the_same(
 def test_more_requests_than_slots_wait_in_order(
     session: Session, tokenizer: Tokenizer, weights: ToyWeights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate = Gate(session, monkeypatch)
+    gate, begun, put = Gate(session, monkeypatch), list[str](), Generation.put
+
+    def noted(generation: Generation, piece: Piece) -> None:
+        begun.append(generation.id)
+        put(generation, piece)
+
+    monkeypatch.setattr(Generation, "put", noted)
     with Engine(session, tokenizer, limits=Limits(max_waiting=3)) as loop:
         taken = [loop.submit("abc", FREE) for _ in range(SLOTS)]
         gate.entered.wait(5)
@@ -123,13 +129,23 @@ def test_more_requests_than_slots_wait_in_order(
         assert {one.text() for one in taken} == {
             tokenizer.decode(greedy(weights, tokenizer.encode("abc"), 12))
         }
-        first = [one.time_to_first_token for one in taken]
-        assert max(first[:SLOTS]) < min(first[SLOTS:])
+        assert [one.id for one in sorted(taken, key=lambda one: begun.index(one.id))] == [
+            one.id for one in taken
+        ]
         stats = loop.stats()
     assert (stats.finished, stats.refused, stats.generated_tokens) == ({"length": 7}, 1, 7 * 12)
 
 
-def test_cancelled_requests_free_their_slot_at_once(loop: Engine, weights: ToyWeights) -> None:
+def test_cancelled_requests_free_their_slot_at_once(
+    loop: Engine, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefill = session.prefill
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.02)
+        return prefill(*args, **kwargs)
+
+    monkeypatch.setattr(session, "prefill", slow)
     running = loop.submit([5] * 30, RequestOptions(CAPACITY - 30, stop_ids=()))
     next(running)
     running.cancel()

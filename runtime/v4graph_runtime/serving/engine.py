@@ -124,13 +124,16 @@ class Engine:
     def stats(self) -> EngineStats:
         """Return the figures of this moment."""
         batch, counters, session = self._batch, self._batch.counters, self.session
+        with self._changed:
+            # A request that is just being given its slot counts: it must not seem to be nowhere.
+            running, waiting = min(self._occupied, session.batch), len(self._waiting)
         return EngineStats(
             slots=session.batch,
             capacity=session.capacity,
             state_bytes=session.state_bytes,
-            running=len(batch),
-            waiting=len(self._waiting),
-            held_tokens=batch.held_tokens if len(batch) else 0,
+            running=running,
+            waiting=waiting,
+            held_tokens=batch.held_tokens if running else 0,
             uptime=time.monotonic() - self._began,
             finished=dict(counters.finished),
             refused=counters.refused,
