@@ -105,7 +105,24 @@ def test_whatever_runs_beside_it_an_output_is_the_same(
             return [one.ids for one in made]
 
     cache = PrefixCache(interval=6) if cached else None
-    assert run(SLOTS, budget, cache) == run(1, 512, None)
+    for (prompt, *rest), one, other in zip(
+        requests, run(SLOTS, budget, cache), run(1, 512, None), strict=True
+    ):
+        assert one == other or may_differ(weights, prompt, options(*rest).sampling, one, other)
+
+
+def may_differ(
+    weights: ToyWeights, prompt: list[int], sampling: SamplingOptions, one: list[int], other: list[int]
+) -> bool:
+    """Whether the first two tokens that differ are so near to the draw that rounding decides."""
+    at = next(i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
+    logits = logits_of([*prompt, *one[:at]], weights)[-1]
+    low, high = sorted((one[at], other[at]))
+    if sampling.temperature == 0:
+        return bool(abs(logits[low] - logits[high]) < 1e-4)
+    shares = np.exp(logits - logits.max())
+    drawn = np.random.default_rng(sampling.seed).random(at + 1)[at]
+    return bool((np.abs(np.cumsum(shares / shares.sum())[low:high] - drawn) < 1e-4).all())
 
 
 def test_more_requests_than_slots_wait_in_order(
