@@ -150,7 +150,9 @@ class Matcher:
         return mask
 
     def _fail(self, what: str) -> NoReturn:
-        reason = self._core.get_error() or "no token of the tokenizer is allowed here"
+        # Behind <state> the library tells its maintainers about its inside.
+        reason = self._core.get_error().partition("<state>")[0].strip()
+        reason = reason or "no token of the tokenizer is allowed here"
         raise SessionError(f"{what}; simplify the schema or the pattern.", detail=reason)
 
 

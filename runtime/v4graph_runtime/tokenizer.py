@@ -66,8 +66,21 @@ class Tokenizer:
         return self.core.token_to_id(token) is not None
 
     def encode(self, text: str, *, start: bool = True) -> list[int]:
-        """Return token ids; at the start of a text the BOS token comes first, once."""
-        ids = list(self.core.encode(text, add_special_tokens=False).ids)
+        """Return token ids; at the start of a text the BOS token comes first, once.
+
+        Raises:
+            SessionError: half of a surrogate pair, which bytes that are no UTF-8 become in arguments.
+        """
+        try:
+            ids = list(self.core.encode(text, add_special_tokens=False).ids)
+        except TypeError as error:
+            half = next((letter for letter in text if 0xD800 <= ord(letter) < 0xE000), None)
+            if half is None:
+                raise
+            raise SessionError(
+                f"the text is not valid Unicode: U+{ord(half):04X} at {text.index(half)} is half of a "
+                "character; replace it."
+            ) from error
         if start and self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids.insert(0, self.bos_id)
         return ids

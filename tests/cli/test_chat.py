@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import select
+import signal
+import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +18,7 @@ from click.testing import CliRunner, Result
 
 from v4graph.cli import main
 from v4graph.cli.chat_files import files_prompt
+from v4graph.cli.ctrl_c import CtrlC
 
 
 @pytest.fixture(scope="session")
@@ -90,6 +98,8 @@ def test_a_prompt_without_room_is_refused_and_the_talk_goes_on(talk: Any, tmp_pa
         ("/mode loud", "/mode takes chat, thinking or max, not 'loud'"),
         ("/load /nowhere", "/nowhere: the snapshot cannot be read"),
         ("/files /nowhere/*", "'/nowhere/*' names no file"),
+        ("/files", "/files needs the name of a file"),
+        ("/load ~/nowhere", f"{Path.home()}/nowhere: the snapshot cannot be read"),
     ],
 )
 def test_a_wrong_command_is_explained(talk: Any, line: str, message: str) -> None:
@@ -109,3 +119,68 @@ def test_patterns_name_files_once_and_in_order(tmp_path: Path, monkeypatch: pyte
     assert prompt.text == (
         "b.py:\n```\nb.py\n```\n\nsub/a.py:\n```\nsub/a.py\n```\n\nsub/c.md:\n````\n```\n````\n"
     )
+
+
+class OnTerminal:
+    """The command on a terminal of its own, where Ctrl-C is a signal."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.pid, self.terminal = pty.fork()
+        if not self.pid:
+            line = [sys.executable, "-m", "v4graph.cli", *map(str, arguments)]
+            os.execve(sys.executable, line, os.environ | {"TERM": "xterm"})
+
+    def say(self, text: str, answer: str) -> None:
+        """Send keys until a text has come: what is typed at the wrong moment is lost on a terminal."""
+        seen = ""
+        for _ in range(10):
+            os.write(self.terminal, text.encode())
+            deadline = time.monotonic() + 2
+            while time.monotonic() < deadline and answer not in seen:
+                seen += self._read()
+            if answer in seen:
+                return
+        os.kill(self.pid, signal.SIGKILL)
+        raise AssertionError(seen)
+
+    def exit_code(self) -> int:
+        self.say("/exit\n", "\0the end")
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def _read(self) -> str:
+        if not select.select([self.terminal], [], [], 0.1)[0]:
+            return ""
+        try:
+            return os.read(self.terminal, 1 << 16).decode(errors="replace")
+        except OSError:  # nobody has the other end any more
+            return "\0the end"
+
+
+def test_ctrl_c_ends_an_answer_however_often_and_never_the_talk(long_engine: Path, checkpoint: Path) -> None:
+    chat = OnTerminal("chat", long_engine, "--checkpoint", checkpoint, "--max-new-tokens", 900)
+    chat.say("Hello\n", "read the prompt")
+    os.write(chat.terminal, b"\x03\x03\x03\x03")
+    chat.say("/stats\n", "tokens in the state")
+    assert chat.exit_code() == 0
+
+
+def test_ctrl_c_over_large_files_ends_the_command(talk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def press(patterns: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["v4graph.cli.chat"], "files_prompt", press)
+    result = talk(lines="/files .\nHello\n")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith("stopped\n6 tokens (length)")
+
+
+def test_ctrl_c_stops_what_it_is_told_of_also_if_pressed_before() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    stopped: list[str] = []
+    with CtrlC() as ctrl_c:
+        signal.raise_signal(signal.SIGINT)
+        ctrl_c.stops(SimpleNamespace(cancel=lambda: stopped.append("one")))
+        assert stopped == ["one"]
+        signal.raise_signal(signal.SIGINT)
+    assert stopped == ["one", "one"]
+    assert signal.getsignal(signal.SIGINT) is before

@@ -54,6 +54,11 @@ def test_an_incomplete_character_is_held_back_until_the_end(byte_tokenizer: Toke
     assert pieces(byte_tokenizer, ids, []) == ["a", "", "", "", "\ufffd"]
 
 
+def test_half_a_character_is_refused_with_its_place(byte_tokenizer: Tokenizer) -> None:
+    with pytest.raises(SessionError, match=r"U\+DCFF at 2 is half of a character"):
+        byte_tokenizer.encode("ab\udcff")
+
+
 def test_the_start_token_comes_once(byte_tokenizer: Tokenizer) -> None:
     assert byte_tokenizer.encode("")[:1] == [0]
     assert byte_tokenizer.encode("<bos>a") == byte_tokenizer.encode("a")

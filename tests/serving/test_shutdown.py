@@ -59,6 +59,17 @@ def test_what_has_no_token_yet_is_503() -> None:
     assert "shutting down" in text
 
 
+def test_a_body_on_its_way_is_not_waited_for() -> None:
+    with serving(FakeEngine(["Hello."]), drain=5) as served:
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n{"
+        with served.raw(head) as connection:
+            wait_for(lambda: bool(served.service.arriving))
+            began = time.perf_counter()
+            served.server.stop()
+            assert b"503 Service Unavailable" in connection.recv(1 << 16)
+    assert time.perf_counter() - began < 3
+
+
 def test_a_second_signal_does_not_wait() -> None:
     engine = FakeEngine([Script("Hel", hangs=True)])
     with serving(engine, drain=60) as served:

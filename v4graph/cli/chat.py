@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from v4graph.cli.chat_files import FilesPrompt, files_prompt
+from v4graph.cli.ctrl_c import CtrlC
 from v4graph.cli.engine import checkpoint_option, open_engine, provider_option, threads_option
 from v4graph.cli.output import allow_unknown_option, extra, json_option, progress, size
 from v4graph.cli.sampling import generate_options, sampling_options
@@ -133,13 +135,17 @@ class Terminal:
                 click.echo(
                     f"Error: {error.message if isinstance(error, click.UsageError) else error}", err=True
                 )
+            except KeyboardInterrupt:  # over large files, say
+                click.echo("stopped", err=True)
 
     def say(self, text: str) -> None:
         """Say something, with the files that wait to be said, and print the answer."""
         # Files that do not fit are not in the way of the next message.
         text, self.attached = self.attached + text, ""
-        reply = self.dialogue.say(text)
-        with _stopped_by_ctrl_c(reply):
+        # What was made of a stopped answer stays in the conversation.
+        with CtrlC() as ctrl_c:
+            reply = self.dialogue.say(text)
+            ctrl_c.stops(reply)
             self._wait(reply)
             if self.as_json:
                 reply.message_at_end()
@@ -165,7 +171,8 @@ class Terminal:
 
     def load(self, path: str) -> None:
         """Go on from a saved conversation."""
-        self.dialogue.load(Path(path))
+        with CtrlC():  # half a state would be none
+            self.dialogue.load(Path(path))
         count = len(self.dialogue.messages)
         click.echo(f"{path}: {count} messages, {self._position():,} tokens in the state", err=True)
 
@@ -191,7 +198,7 @@ class Terminal:
     def _command(self, name: str, argument: str = "") -> bool:
         """Do what a line with a slash says; return whether it ends the talk."""
         known: dict[str, Callable[[], None]] = {
-            "/files": lambda: self.attach(files_prompt(argument.split())),
+            "/files": lambda: self.attach(files_prompt(_needed(name, argument).split())),
             "/save": lambda: self._save(_needed(name, argument)),
             "/load": lambda: self.load(_needed(name, argument)),
             "/mode": lambda: self._mode(argument),
@@ -241,20 +248,11 @@ def _lines() -> Iterator[str]:
             click.echo("", err=True)
 
 
-@contextmanager
-def _stopped_by_ctrl_c(reply: Reply) -> Iterator[None]:
-    """Ctrl-C ends the answer, not the program; what was said of it stays in the conversation."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        reply.cancel()
-        reply.message_at_end()
-
-
 def _needed(command: str, argument: str) -> str:
+    """Return a command's files; there is no shell that would know of ~."""
     if not argument:
         raise click.UsageError(f"{command} needs the name of a file.")
-    return argument
+    return " ".join(os.path.expanduser(part) for part in argument.split(" "))
 
 
 def _figures(reply: Reply) -> dict[str, Any]:
@@ -265,11 +263,11 @@ def _figures(reply: Reply) -> dict[str, Any]:
 
 def _summary(reply: Reply) -> str:
     made, message = reply.generation, reply.message
-    rest = made.seconds - made.time_to_first_token
+    first, rest = made.time_to_first_token, made.seconds - made.time_to_first_token
     speed = f", {(made.new_tokens - 1) / rest:.1f} tokens/s" if made.new_tokens > 1 and rest else ""
     problems = f"; {message.problems[0]}" if message.problems else ""
     return (
-        f"{made.new_tokens} tokens ({made.finish}){speed}; first token after "
-        f"{made.time_to_first_token * 1000:.0f} ms ({made.prompt_tokens:,} in the prompt, "
-        f"{made.cached_tokens:,} not read again){problems}"
+        f"{made.new_tokens} tokens ({made.finish}){speed}; "
+        f"{f'first token after {first * 1000:.0f} ms' if first else 'no token yet'} "
+        f"({made.prompt_tokens:,} in the prompt, {made.cached_tokens:,} not read again){problems}"
     )

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 from v4graph_runtime.request import Piece, RequestOptions
 from v4graph_runtime.serving import sse
-from v4graph_runtime.serving.errors import ApiError, as_api_error
+from v4graph_runtime.serving.errors import ApiError, as_api_error, shutting_down
 from v4graph_runtime.serving.generation import Generation
 from v4graph_runtime.serving.job import Job
 from v4graph_runtime.serving.service import Service
@@ -144,7 +144,7 @@ class Answer:
 
     def _too_late(self) -> ApiError:
         if self._service.closing:
-            return ApiError(503, "the server is shutting down; ask again later.", code="shutting_down")
+            return shutting_down()
         seconds = self._service.options.timeout or 0
         return ApiError(
             504,

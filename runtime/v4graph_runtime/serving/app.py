@@ -17,7 +17,7 @@ from starlette.routing import Route
 from v4graph.errors import near_match
 from v4graph_runtime.serving import chat_api, completions_api, token_api
 from v4graph_runtime.serving.answer import Answer, Choice
-from v4graph_runtime.serving.errors import ApiError, as_api_error
+from v4graph_runtime.serving.errors import ApiError, as_api_error, shutting_down
 from v4graph_runtime.serving.http import Json, discard, read_body, refusal, while_connected
 from v4graph_runtime.serving.job import Job
 from v4graph_runtime.serving.options import ServerOptions
@@ -95,7 +95,7 @@ def _generates(prepare: Prepare) -> Handler:
     async def handler(service: Service, request: Request) -> Response:
         data = await _body(service, request)
         if service.closing:
-            raise ApiError(503, "the server is shutting down; ask again later.", code="shutting_down")
+            raise shutting_down()
         # Long prompts and large schemas take their time: not in the event loop.
         job, answer = await asyncio.to_thread(begin, service, data)
         if job.stream:
@@ -116,7 +116,12 @@ def _computes(compute: Callable[[Service, bytes], dict[str, Any]]) -> Handler:
 
 
 async def _body(service: Service, request: Request) -> bytes:
-    return await read_body(request, service.options.max_body_bytes, service.options.body_seconds)
+    options = service.options
+    try:
+        return await read_body(request, options.max_body_bytes, options.body_seconds, service.arriving)
+    except ApiError as error:
+        # A shutdown does not wait for a body that may never come.
+        raise (shutting_down() if service.closing else error) from error
 
 
 async def _models(service: Service, request: Request) -> Response:

@@ -41,13 +41,17 @@ class ApiError(Exception):
         return {**headers, "WWW-Authenticate": "Bearer"} if self.status == 401 else headers
 
 
+def shutting_down() -> ApiError:
+    return ApiError(503, "the server is shutting down; ask again later.", code="shutting_down")
+
+
 def as_api_error(error: Exception, *, closing: bool) -> ApiError:
     """Return the answer to a request that failed; what is not the caller's doing goes to the log."""
     match error:
         case ApiError():
             return error
         case BusyError() if closing:
-            return ApiError(503, "the server is shutting down; ask again later.", code="shutting_down")
+            return shutting_down()
         case BusyError():
             return ApiError(429, str(error), code="queue_full")
         case ChatError():

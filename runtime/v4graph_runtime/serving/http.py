@@ -41,16 +41,20 @@ def refusal(error: ApiError) -> Json:
     return Json(error.body, error.status, error.headers)
 
 
-async def read_body(request: Request, limit: int, seconds: float) -> bytes:
-    """Return the body.
+async def read_body(request: Request, limit: int, seconds: float, arriving: set[asyncio.Timeout]) -> bytes:
+    """Return the body; while it is on its way, its time limit is in `arriving`.
 
     Raises:
         ApiError: it is too large (413) or does not arrive in time (408).
         ClientDisconnect: nobody is there.
     """
     try:
-        async with asyncio.timeout(seconds):
-            return await _read(request, limit)
+        async with asyncio.timeout(seconds) as deadline:
+            arriving.add(deadline)
+            try:
+                return await _read(request, limit)
+            finally:
+                arriving.discard(deadline)
     except TimeoutError as error:
         raise ApiError(408, f"the body did not arrive within {seconds:g} s.") from error
 

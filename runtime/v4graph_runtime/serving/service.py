@@ -31,6 +31,7 @@ class Service:
         self.tokens = TokenTexts(engine.tokenizer)
         self.metrics = Metrics(engine)
         self.closing = False
+        self.arriving: set[asyncio.Timeout] = set()  # of bodies on their way here
         self.created = int(time.time())
         self._warned = False
 
@@ -86,4 +87,6 @@ class Service:
     async def drain(self, seconds: float) -> None:
         """Take nothing new, wait for what runs, then cancel the rest; what it has is its answer."""
         self.closing = True
+        while self.arriving:
+            self.arriving.pop().reschedule(0)
         await asyncio.to_thread(self.engine.close, seconds)
