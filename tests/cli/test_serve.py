@@ -23,8 +23,8 @@ Cli = Callable[..., Result]
 @pytest.fixture(scope="module")
 def served(engine: Path, checkpoint: Path) -> Iterator[OpenAI]:
     options = ("--slots", 2, "--max-waiting", 2, "--model-name", "tiny", "--prefill-tokens", 16)
-    with serve_process(engine, checkpoint, "--threads", 1, *options) as (_, url):
-        yield OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0, timeout=30)
+    with serve_process(engine, checkpoint, "--threads", 1, *options) as server:
+        yield OpenAI(base_url=f"{server.url}/v1", api_key="secret", max_retries=0, timeout=30)
 
 
 def stats(client: OpenAI) -> dict[str, Any]:
@@ -116,13 +116,9 @@ def test_a_client_that_goes_frees_its_slots(served: OpenAI, stream: bool) -> Non
 def test_a_signal_ends_it_with_0_and_what_runs_with_its_answer(
     engine: Path, checkpoint: Path, kind: signal.Signals
 ) -> None:
-    with serve_process(
-        engine, checkpoint, "--threads", 1, "--slots", 1, "--prefix-cache", engine.parent / "cache"
-    ) as (
-        server,
-        url,
-    ):
-        client = OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0, timeout=30)
+    options = ("--threads", 1, "--slots", 1, "--prefix-cache", engine.parent / "cache")
+    with serve_process(engine, checkpoint, *options) as server:
+        client = OpenAI(base_url=f"{server.url}/v1", api_key="secret", max_retries=0, timeout=30)
         answers: list[Any] = []
 
         def ask() -> None:
@@ -132,10 +128,11 @@ def test_a_signal_ends_it_with_0_and_what_runs_with_its_answer(
         asking.start()
         while not stats(client)["running"] and not answers:
             time.sleep(0.005)
-        server.send_signal(kind)
-        _, log = server.communicate(timeout=30)
+        server.process.send_signal(kind)
+        server.process.wait(30)
+        log, url = server.log(), server.url
         asking.join(10)
-    assert server.returncode == 0, log
+    assert server.process.returncode == 0, log
     assert answers[0].choices[0].finish_reason in ("length", "stop")
     assert f"engine at {url} (API at {url}/v1): 1 slots of 128 tokens" in log
     assert "Traceback" not in log

@@ -178,7 +178,8 @@ def words_of(asked: list[Asked], url: str) -> dict[int, str]:
 def test_64_clients_get_for_two_minutes_what_each_would_get_alone(engine: Path, tmp_path: Path) -> None:
     asked = alone(engine, requests(120, 700))
     options = ("--slots", SLOTS, "--max-waiting", 4 * CLIENTS, "--prefix-cache-bytes", 200_000_000)
-    with serve_process(engine, NANO, *options) as (_, url):
+    with serve_process(engine, NANO, *options) as server:
+        url = server.url
         load = Load(url, asked, words=words_of(asked, url))
         asyncio.run(load.run(SECONDS))
         with httpx2.Client(base_url=url, headers=HEADERS) as http:
@@ -204,10 +205,10 @@ def test_a_server_that_is_killed_under_load_starts_again_with_its_cache(engine: 
     asked = alone(engine, requests(30, 400))
     options = ("--slots", 4, "--prefix-cache", folder, "--prefix-cache-bytes", 100_000_000)
     for _ in range(6):
-        with serve_process(engine, NANO, *options) as (process, url):
-            load = Load(url, asked, words=words_of(asked, url))
+        with serve_process(engine, NANO, *options) as server:
+            load = Load(server.url, asked, words=words_of(asked, server.url))
 
-            async def until_killed(load: Load = load, process: Any = process) -> None:
+            async def until_killed(load: Load = load, process: Any = server.process) -> None:
                 async def kill() -> None:
                     await asyncio.sleep(chance.uniform(0.3, 2.0))
                     process.kill()
@@ -225,7 +226,8 @@ def test_a_server_that_is_killed_under_load_starts_again_with_its_cache(engine: 
     # Files that are none of ours, or no longer, are told of and left alone.
     whole = max(folder.glob("*.safetensors"), key=lambda path: path.stat().st_size)
     (folder / f"{'0' * 64}.safetensors").write_bytes(whole.read_bytes()[:-9])
-    with serve_process(engine, NANO, *options) as (_, url):
+    with serve_process(engine, NANO, *options) as server:
+        url = server.url
         load = Load(url, asked, words=words_of(asked, url))
         asyncio.run(load.run(2))
         with httpx2.Client(base_url=url, headers=HEADERS) as http:

@@ -9,15 +9,27 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-Serving = tuple["subprocess.Popen[str]", str]
+
+@dataclass(frozen=True)
+class ServeProcess:
+    process: subprocess.Popen[str]
+    url: str
+    _log: IO[str]
+
+    def log(self) -> str:
+        """Return what it has written to stderr."""
+        return _read(self._log)
 
 
 @contextmanager
-def serve_process(engine: Path, checkpoint: Path, *options: Any, key: str = "secret") -> Iterator[Serving]:
-    """Serve on a free port; yield the process, which is killed at the end, and its URL."""
+def serve_process(
+    engine: Path, checkpoint: Path, *options: Any, key: str = "secret"
+) -> Iterator[ServeProcess]:
+    """Serve on a free port; the process is killed when the block ends."""
     command = ["serve", engine, "--checkpoint", checkpoint, "--port", 0, "--json", *options]
     # The paths of this process, so that a bare checkout works as an installation does.
     start = f"import sys; sys.path[:] = {sys.path!r}; from v4graph.cli import main; main()"
@@ -34,7 +46,7 @@ def serve_process(engine: Path, checkpoint: Path, *options: Any, key: str = "sec
         try:
             line = process.stdout.readline()
             assert line, _read(log)
-            yield process, json.loads(line)["url"]
+            yield ServeProcess(process, json.loads(line)["url"], log)
         finally:
             process.kill()
             process.communicate()
