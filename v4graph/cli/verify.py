@@ -147,6 +147,8 @@ def _compare(a: str, b: str, options: dict[str, Any]) -> dict[str, Any]:
         for i, name in enumerate(names):
             calls = schedules.schedule(name, ids.shape[0], ids.shape[1], options["seed"])
             report(f"{name}: {first.kind}", 2 * i, 2 * len(names))
+            # Before the first side computes for long.
+            sides.check_fits(second, ids.shape[1])
             one = sides.logits(first, ids, calls)
             report(f"{name}: {second.kind}", 2 * i + 1, 2 * len(names))
             found = compare.compare(one, sides.logits(second, ids, calls))

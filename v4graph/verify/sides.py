@@ -161,7 +161,7 @@ def _graph(side: Side, batch: int, tokens: int) -> tuple[Append, Callable[[Array
     from v4graph.verify.graph_runner import GraphRunner, bound_weights
 
     model, manifest = load_graph(side.folder)
-    _fits(side, manifest, tokens)
+    check_fits(side, tokens)
     weights = bound_weights(manifest, side.weights, str(side.folder))
     runner = GraphRunner(model, manifest, weights, batch, side.folder)
 
@@ -175,17 +175,22 @@ def _engine(side: Side, batch: int, tokens: int) -> tuple[Append, Callable[[Arra
     from v4graph_runtime import Session
 
     assert side.manifest is not None
-    _fits(side, side.manifest, tokens)
+    check_fits(side, tokens)
     session = Session(side.folder, side.weights, batch=batch)
     return lambda ids, counts: session.prefill(ids, np.array(counts)), session.rollback
 
 
-def _fits(side: Side, manifest: Manifest, tokens: int) -> None:
-    if tokens > manifest.max_seq_len:
+def check_fits(side: Side, tokens: int) -> None:
+    """Refuse a sequence longer than a graph or engine holds.
+
+    Raises:
+        EngineError: it is.
+    """
+    manifest = side.manifest
+    if manifest is not None and tokens > manifest.max_seq_len:
         raise EngineError(
             f"{side.folder}: holds {manifest.max_seq_len} tokens, the sequence has {tokens}; give fewer "
-            "tokens, or "
-            "export with a larger --max-seq-len."
+            "tokens, or export with a larger --max-seq-len."
         )
 
 
