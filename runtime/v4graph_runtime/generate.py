@@ -5,18 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Literal
 
 import numpy as np
 
 from v4graph.errors import SessionError
 from v4graph_runtime.constraint import Grammars, Matcher
-from v4graph_runtime.request import Constraint, RequestOptions
-from v4graph_runtime.sampling import Sampler
+from v4graph_runtime.output import Output
+from v4graph_runtime.request import Constraint, Finish, RequestOptions
 from v4graph_runtime.sampling_options import SamplingOptions
 from v4graph_runtime.session import Logits, Session
-from v4graph_runtime.stop_text import StopText
-from v4graph_runtime.tokenizer import IncrementalText, Tokenizer
+from v4graph_runtime.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class Stats:
     new_tokens: int = 0
     time_to_first_token: float = 0.0
     decode_seconds: float = 0.0
-    finish: Literal["", "stop", "length"] = ""
+    finish: Finish = ""
 
     @property
     def tokens_per_second(self) -> float:
@@ -95,62 +93,36 @@ class TextStream(Iterator[str]):
         stop_ids = stop_tokens(session) if request.stop_ids is None else request.stop_ids
         self.stats = Stats(prompt_tokens=len(prompt), state_bytes=session.state_bytes)
         self.ids: list[int] = []
-        self._sample = Sampler(request.sampling, prompt)
-        self._matcher = _matcher(session, tokenizer, stop_ids, request.constraint)
-        self._text = IncrementalText(tokenizer, prompt)
-        self._stop = StopText(request.stop)
-        self._pieces = self._generate(self._tokens(session, prompt, stop_ids, request.max_new_tokens))
+        matcher = _matcher(session, tokenizer, stop_ids, request.constraint)
+        self._output = Output(tokenizer, prompt, request, stop_ids, matcher)
+        self._pieces = self._generate(session, prompt)
 
     def __next__(self) -> str:
         """Return the next piece, never an empty one."""
         return next(self._pieces)
 
-    def _generate(self, tokens: Iterator[int]) -> Iterator[str]:
-        for token in tokens:
-            self.ids.append(token)
-            if piece := self._stop.push(self._text.push(token)):
-                yield piece
-            if self._stop.stopped:
-                break
-        piece = self._stop.push(self._text.flush()) + self._stop.flush()
-        if self._stop.stopped:
-            self.stats.finish = "stop"
-        if piece:
-            yield piece
-
-    def _tokens(
-        self, session: Session, prompt: list[int], stop_ids: tuple[int, ...], most: int
-    ) -> Iterator[int]:
-        stats = self.stats
+    def _generate(self, session: Session, prompt: list[int]) -> Iterator[str]:
         began = time.perf_counter()
         logits = session.prefill([prompt])
         while True:
-            token = self._next(_last_row(logits))
-            seconds = time.perf_counter() - began
-            if stats.new_tokens == 0:
-                stats.time_to_first_token = seconds
-            if token in stop_ids:
-                stats.finish = "stop"
-                return
-            stats.decode_seconds += seconds if stats.new_tokens else 0.0
-            stats.new_tokens += 1
-            if self._matcher is not None and self._matcher.finished:
-                stats.finish = "stop"
-            elif stats.new_tokens == most:
-                stats.finish = "length"
-            yield token
-            if stats.finish:
+            pieces = self._output.take(_last_row(logits))
+            self._count(time.perf_counter() - began)
+            self.ids += [piece.token for piece in pieces if piece.token is not None]
+            yield from (piece.text for piece in pieces if piece.text)
+            if self.stats.finish:
                 return
             # The time that the consumer took with the last piece is not counted.
             began = time.perf_counter()
-            logits = session.decode([token])
+            logits = session.decode(self.ids[-1:])
 
-    def _next(self, logits: Logits) -> int:
-        if self._matcher is None:
-            return self._sample(logits)
-        token = self._sample(logits, self._matcher.allowed())
-        self._matcher.accept(token)
-        return token
+    def _count(self, seconds: float) -> None:
+        """Note a round of the graph; one that only ends the output is no token's time."""
+        stats, output = self.stats, self._output
+        if not stats.time_to_first_token:
+            stats.time_to_first_token = seconds
+        elif output.new_tokens > stats.new_tokens:
+            stats.decode_seconds += seconds
+        stats.new_tokens, stats.finish = output.new_tokens, output.finish
 
 
 def stream(session: Session, tokenizer: Tokenizer, prompt: str, options: GenerateOptions) -> TextStream:

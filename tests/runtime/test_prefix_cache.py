@@ -3,11 +3,7 @@
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +20,6 @@ from v4graph.errors import SessionError
 from v4graph_runtime import PrefixCache, Session
 from v4graph_runtime.ort_backend import OrtOptions
 
-ROOT = Path(__file__).parents[2]
 ONE_THREAD = OrtOptions(threads=1)
 TEXT = np.random.default_rng(11).integers(0, VOCAB, CAPACITY)
 
@@ -536,64 +531,3 @@ def test_any_prompts_through_a_cache_in_tensorrt(
         ToyMachine.of(engine).install(patch)
         with Session(engine, weights, batch=2) as session:
             replay(PrefixCache(), session, steps, weights)
-
-
-# Reads texts and keeps their states, as fast as it can, with little room.
-WRITER = """
-import sys
-import numpy as np
-sys.path[:0] = [sys.argv[3]]
-from toy_engine import ToyWeights, VOCAB
-from v4graph_runtime import OrtOptions, PrefixCache, Session
-session = Session(sys.argv[1], ToyWeights.random(), options=OrtOptions(threads=1))
-cache = PrefixCache(sys.argv[2], max_bytes=200_000)
-random = np.random.default_rng()
-print("ready", flush=True)
-while True:
-    text = np.random.default_rng(random.integers(3)).integers(0, VOCAB, 64)
-    text[random.integers(64):] = random.integers(0, VOCAB)
-    at = cache.reuse(session, 0, text)
-    while at < 64:
-        step = min(int(random.integers(1, 20)), 64 - at)
-        session.prefill(text[None, at:at + step])
-        at += step
-        cache.store(session, 0)
-"""
-
-
-def crash(folder: Path, engine: Path, weights: ToyWeights, times: int) -> None:
-    """Kill writers, one of two at a time, and look at what they leave."""
-    parts = [str(ROOT / part) for part in (".", "runtime")]
-    command = [sys.executable, "-c", WRITER, str(engine), str(folder), str(ROOT / "tests" / "support")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(parts)}
-    session = Session(engine, weights, options=ONE_THREAD)
-    delays = random.Random(5)
-    for _ in range(times):
-        child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
-        assert child.stdout is not None
-        assert child.stdout.readline() == b"ready\n"
-        time.sleep(delays.uniform(0.0, 0.2))
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        child.stdout.close()
-        cache = PrefixCache(folder, max_bytes=200_000)
-        for seed in range(3):
-            text = np.random.default_rng(seed).integers(0, VOCAB, CAPACITY)
-            session.reset()
-            cache.reuse(session, 0, text)
-            check(session, 0, text, weights)
-        assert cache.stats.ignored == 0
-
-
-def test_a_process_that_is_killed_leaves_a_cache_that_loads(
-    tmp_path: Path, all_logits_engine: Path, weights: ToyWeights
-) -> None:
-    crash(tmp_path, all_logits_engine, weights, times=2)
-    assert any(path.suffix == ".safetensors" for path in tmp_path.iterdir())
-
-
-@pytest.mark.slow
-def test_many_processes_that_are_killed_leave_a_cache_that_loads(
-    tmp_path: Path, all_logits_engine: Path, weights: ToyWeights
-) -> None:
-    crash(tmp_path, all_logits_engine, weights, times=10)

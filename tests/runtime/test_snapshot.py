@@ -4,11 +4,6 @@ import dataclasses
 import itertools
 import json
 import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +24,6 @@ from v4graph_runtime.ort_backend import OrtOptions
 from v4graph_runtime.state_contract import contract_of
 from v4graph_runtime.weights import Fingerprint
 
-ROOT = Path(__file__).parents[2]
 ONE_THREAD = OrtOptions(threads=1)
 
 
@@ -352,56 +346,6 @@ def test_a_closed_session_has_no_state(session: Session) -> None:
     session.close()
     with pytest.raises(SessionError, match="closed"):
         session.snapshot()
-
-
-# Saves one snapshot after the other under one name, the content of which says which it is.
-WRITER = """
-import sys
-import numpy as np
-from pathlib import Path
-from v4graph_runtime import Snapshot
-first = Snapshot.from_bytes(Path(sys.argv[1]).read_bytes())
-import dataclasses
-print("ready", flush=True)
-for turn in range(10**9):
-    state = dataclasses.replace(first.state, highest=first.state.highest + turn)
-    dataclasses.replace(first, state=state).save(sys.argv[2])
-"""
-
-
-def kill_while_saving(image: Path, target: Path, seconds: float) -> None:
-    """Start a process that saves, and end it without a chance to tidy up."""
-    path = os.pathsep.join(str(ROOT / part) for part in (".", "runtime"))
-    child = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(image), str(target)],
-        env={**os.environ, "PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-    )
-    assert child.stdout is not None
-    assert child.stdout.readline() == b"ready\n"
-    time.sleep(seconds)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    child.stdout.close()
-
-
-def crash(taken: Snapshot, folder: Path, times: int) -> None:
-    image, target = folder / "image", folder / "saved"
-    image.write_bytes(taken.to_bytes())
-    taken.save(target)
-    delays = random.Random(3)
-    for _ in range(times):
-        kill_while_saving(image, target, delays.uniform(0.0, 0.05))
-        assert Snapshot.load(target).tokens.tolist() == taken.tokens.tolist()
-
-
-def test_a_process_that_is_killed_while_it_saves_leaves_a_whole_file(taken: Snapshot, tmp_path: Path) -> None:
-    crash(taken, tmp_path, times=4)
-
-
-@pytest.mark.slow
-def test_many_processes_that_are_killed_leave_whole_files(taken: Snapshot, tmp_path: Path) -> None:
-    crash(taken, tmp_path, times=12)
 
 
 def test_the_contract_is_in_the_file_part_by_part(taken: Snapshot) -> None:

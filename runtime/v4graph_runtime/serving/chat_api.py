@@ -13,7 +13,7 @@ from v4graph_runtime.serving.chat_answer import ChatChoice
 from v4graph_runtime.serving.errors import ApiError
 from v4graph_runtime.serving.http import parse
 from v4graph_runtime.serving.job import Job, constraint, new_job, request_options
-from v4graph_runtime.serving.schema import ChatRequest, ResponseFormat, TokenizeRequest
+from v4graph_runtime.serving.schema import ChatRequest, Conversation, ResponseFormat
 from v4graph_runtime.serving.service import Service
 
 KINDS = ("chat.completion", "chat.completion.chunk")
@@ -72,7 +72,7 @@ def prepare(service: Service, data: bytes) -> tuple[Job, list[Choice]]:
     return job, [ChatChoice(i, reads, service.tokens) for i in range(job.n)]
 
 
-def mode_of(body: ChatRequest | TokenizeRequest, default: Mode) -> Mode:
+def mode_of(body: Conversation, default: Mode) -> Mode:
     """Return the mode that a request asks for in one of three ways; an explicit no wins."""
     effort = EFFORTS.get(body.reasoning_effort or "")
     thinks = body.chat_template_kwargs.thinking if body.chat_template_kwargs else None

@@ -9,11 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from v4graph_runtime.constraint import Matcher
-from v4graph_runtime.request import Finish, Piece, RequestOptions
-from v4graph_runtime.sampling import Sampler, token_logprob
+from v4graph_runtime.output import Output
+from v4graph_runtime.request import Finish, RequestOptions
 from v4graph_runtime.serving.generation import Generation
-from v4graph_runtime.stop_text import StopText
-from v4graph_runtime.tokenizer import IncrementalText, Tokenizer
+from v4graph_runtime.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -41,15 +40,10 @@ class Running:
     """
 
     def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
-        options = request.options
         self.request = request
         self.generation = request.generation
         self.ids = list(request.prompt)
-        self._options = options
-        self._sampler = Sampler(options.sampling, request.prompt)
-        self._text = IncrementalText(tokenizer, request.prompt, options.special_tokens)
-        self._stop = StopText(options.stop)
-        self._matcher = request.matcher
+        self._output = Output(tokenizer, request.prompt, request.options, request.stop_ids, request.matcher)
 
     @property
     def reads_prompt(self) -> bool:
@@ -62,33 +56,8 @@ class Running:
         Raises:
             SessionError: the logits are not numbers.
         """
-        matcher = self._matcher
-        token = self._sampler(logits, matcher.allowed() if matcher else None)
-        if token in self.request.stop_ids:
-            self._flush()
-            return "stop"
-        if matcher:
-            matcher.accept(token)
-        self.ids.append(token)
-        logprob = None
-        if self._options.logprobs is not None:
-            logprob = token_logprob(logits, token, self._options.logprobs)
-        self.generation.put(Piece(token, self._stop.push(self._text.push(token)), logprob))
-        return self._finish(len(self.ids) - len(self.request.prompt))
-
-    def _finish(self, new_tokens: int) -> Finish:
-        if self._stop.stopped:
-            return "stop"
-        # What the constraint asks for is there whole: nothing may follow.
-        whole = self._matcher is not None and self._matcher.finished
-        if whole or new_tokens == self._options.max_new_tokens:
-            self._flush()
-            return "stop" if whole else "length"
-        return ""
-
-    def _flush(self) -> None:
-        """Hand over text that was held back because more might have changed it."""
-        text = self._stop.push(self._text.flush())
-        text += "" if self._stop.stopped else self._stop.flush()
-        if text:
-            self.generation.put(Piece(None, text))
+        for piece in self._output.take(logits):
+            if piece.token is not None:
+                self.ids.append(piece.token)
+            self.generation.put(piece)
+        return self._output.finish

@@ -129,19 +129,24 @@ class Generate(Body):
         return self
 
 
-class ChatRequest(Generate):
+class Conversation(Body):
+    """What a prompt is made of besides its messages."""
+
+    tools: list[Any] | None = None
+    reasoning_effort: Effort | None = None
+    thinking: Thinking | None = None
+    chat_template_kwargs: TemplateKwargs | None = None
+
+
+class ChatRequest(Generate, Conversation):
     """POST /v1/chat/completions."""
 
     messages: Any
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    tools: list[Any] | None = None
     tool_choice: Any = None
     response_format: ResponseFormat | None = None
-    reasoning_effort: Effort | None = None
-    thinking: Thinking | None = None
-    chat_template_kwargs: TemplateKwargs | None = None
     parallel_tool_calls: Any = None
     verbosity: Any = None
     # Refused with a sentence unless null.
@@ -172,16 +177,12 @@ class CompletionRequest(Generate):
     suffix: Any = None
 
 
-class TokenizeRequest(Body):
+class TokenizeRequest(Conversation):
     """POST /tokenize: a prompt's text, or a conversation."""
 
     model: str | None = None
     prompt: str | None = None
     messages: Any = None
-    tools: list[Any] | None = None
-    reasoning_effort: Effort | None = None
-    thinking: Thinking | None = None
-    chat_template_kwargs: TemplateKwargs | None = None
     add_special_tokens: bool = True
 
     @model_validator(mode="after")
