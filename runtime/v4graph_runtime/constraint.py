@@ -210,9 +210,12 @@ def _compile(tokenizer: llguidance.LLTokenizer, constraint: Constraint) -> llgui
         core = llguidance.LLMatcher(tokenizer, grammar, log_level=0)
         reason = core.get_error()
     except (ValueError, RecursionError) as error:
-        raise SessionError(f"{what} cannot be read.", detail=str(error)) from error
+        raise SessionError(f"{what} cannot be read; correct what is said here:", detail=str(error)) from error
     if reason:
-        raise SessionError(f"{what} cannot constrain an output.", detail=reason.rstrip())
+        raise SessionError(
+            f"{what} cannot constrain an output; correct or leave out what is said here:",
+            detail=reason.rstrip(),
+        )
     return core
 
 

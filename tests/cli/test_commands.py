@@ -52,10 +52,16 @@ def test_run_refuses_what_the_text_cannot_match(
     assert both.stderr.endswith("--json-schema and --regex exclude each other; leave one out.\n")
     missing = cli(*command, "--json-schema", tmp_path / "schema.json")
     assert f"--json-schema: {tmp_path / 'schema.json'}: No such file or directory." in missing.stderr
+    (tmp_path / "schema.json").write_text("# no schema")
+    broken = cli(*command, "--json-schema", tmp_path / "schema.json")
+    assert f"{tmp_path / 'schema.json'}: not JSON (Expecting value" in broken.stderr
     bad = cli(*command, "--regex", "a(")
-    assert bad.stderr.startswith("Error: the regular expression 'a(' cannot constrain an output.\n")
+    sentence = (
+        "the regular expression 'a(' cannot constrain an output; correct or leave out what is said here:"
+    )
+    assert bad.stderr.startswith(f"Error: {sentence}\n")
     assert "unclosed group" in bad.stderr
-    assert {result.exit_code for result in (both, missing, bad)} == {2}
+    assert {result.exit_code for result in (both, missing, broken, bad)} == {2}
 
 
 def test_eval_scores_a_file(cli: Cli, engine: Path, checkpoint: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -109,8 +110,14 @@ def constraint(schema: Path | None, regex: str | None) -> Constraint | None:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
+        text = path.read_text("utf-8")
+        json.loads(text)
     except OSError as error:
         raise click.BadParameter(f"{path}: {error.strerror}.", param_hint="--json-schema") from error
     except UnicodeDecodeError as error:
         raise click.BadParameter(f"{path}: not UTF-8 text ({error}).", param_hint="--json-schema") from error
+    except (ValueError, RecursionError) as error:
+        raise click.BadParameter(
+            f"{path}: not JSON ({error}); name a file that holds a JSON schema.", param_hint="--json-schema"
+        ) from error
+    return text
