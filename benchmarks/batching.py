@@ -4,7 +4,8 @@
 
 Every request has a prompt of 8 to 64 tokens and 64 new ones, greedy, and all are submitted at once. The
 slot counts take turns, round by round; medians. `--checkpoint` takes another model than nano: the larger its
-weights, the more it pays to read them once for 16 tokens.
+weights, the more it pays to read them once for 16 tokens. Before that: what a decoded token of one slot of
+16 costs by itself (a range of slots), with the others idle beside it, and with all 16 decoding.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ def main() -> None:
     for slots in SLOTS:
         session = Session(engine_dir, arguments.checkpoint, batch=slots, options=options)
         engines[slots] = Engine(session, Tokenizer.load(NANO))
+    _print_ranges(engine_dir, arguments.checkpoint, options)
     seconds: dict[int, list[float]] = {slots: [] for slots in SLOTS}
     outputs = {slots: _round(engine, prompts, arguments.new_tokens)[1] for slots, engine in engines.items()}
     for _ in range(arguments.rounds):
@@ -62,6 +64,28 @@ def main() -> None:
         engine.close()
     if arguments.csv:
         _append(arguments.csv, rows)
+
+
+def _print_ranges(engine_dir: Path, checkpoint: Path, options: OrtOptions) -> None:
+    """Print the milliseconds of a decoded token for one slot alone, one of 16 and all 16, in turns."""
+    batch = max(SLOTS)
+    first = np.eye(1, batch, dtype=np.int64)[0]
+    with Session(engine_dir, checkpoint, batch=batch, options=options) as session:
+        ids = np.full((batch, 1), 5)
+        session.prefill(np.full((batch, 64), 5))
+        calls = {
+            "1 slot, by a range": lambda: session.decode(ids[:1], slots=range(1)),
+            f"1 slot, {batch - 1} idle": lambda: session.decode(ids, first),
+            f"{batch} slots": lambda: session.decode(ids),
+        }
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(60):
+            for name, call in calls.items():
+                began = time.perf_counter()
+                call()
+                times[name].append(time.perf_counter() - began)
+    for name, taken in times.items():
+        print(f"a decoded token of {name}: {statistics.median(taken) * 1e3:.2f} ms")
 
 
 def _round(engine: Engine, prompts: list[list[int]], new_tokens: int) -> tuple[float, list[list[int]]]:
