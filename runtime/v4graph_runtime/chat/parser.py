@@ -69,8 +69,13 @@ class Parser:
                 pass
         return self._output.take()
 
-    def finish(self) -> list[Delta]:
-        """Return what was held back because markup might have followed; nothing follows."""
+    def finish(self, *, ended: bool = False) -> list[Delta]:
+        """Return what was held back because markup might have followed; nothing follows.
+
+        `ended` says that the model ended its turn by a token that is no part of the text.
+        """
+        if ended:
+            return [*self.feed(EOS), *self.finish()]
         if self._state != "end":
             # Where the text ends unfinished, what looks like the beginning of a mark is one.
             shown = self._state == "text" and self._channel == "content" and "｜" not in self._rest

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from v4graph_runtime.chat import Delta, Mode, Parser, ToolCall
-from v4graph_runtime.chat.format import END_THINK, EOS
+from v4graph_runtime.chat.format import END_THINK
 from v4graph_runtime.request import Piece
 from v4graph_runtime.serving.tokens import TokenTexts
 
@@ -41,9 +41,7 @@ class ChatChoice:
         return self._events(deltas)
 
     def end(self, cut: bool) -> list[Event]:
-        # The token that ends a turn is no part of the text, but tells the parser that all is there.
-        deltas = [] if cut else self._parser.feed(EOS)
-        deltas += self._parser.finish()
+        deltas = self._parser.finish(ended=not cut)
         message = self._parser.message
         calls = bool(message.tool_calls) and message.partial_call is None
         self._finish = "length" if cut else "tool_calls" if calls else "stop"

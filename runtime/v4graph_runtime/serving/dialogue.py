@@ -11,7 +11,6 @@ from typing import Any
 
 from v4graph.errors import SessionError
 from v4graph_runtime import chat
-from v4graph_runtime.chat.format import EOS
 from v4graph_runtime.request import RequestOptions
 from v4graph_runtime.serving.engine import Engine
 from v4graph_runtime.snapshot import Snapshot
@@ -135,9 +134,7 @@ class Reply(Iterator[chat.Delta]):
         return self._deltas.popleft()
 
     def _end(self) -> list[chat.Delta]:
-        # The token that ends a turn is no part of the text, but tells the parser that all is there.
-        rest = self._parser.feed(EOS) if self.generation.finish == "stop" else []
-        rest += self._parser.finish()
+        rest = self._parser.finish(ended=self.generation.finish == "stop")
         self._dialogue.messages += [_user(self._text), self.message.to_dict()]
         self._ended = True
         return rest
